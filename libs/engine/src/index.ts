@@ -1,0 +1,23 @@
+export type { CachePolicyName } from "@magicdec/cache";
+export type { SequenceRequest } from "./batcher.ts";
+export {
+  Engine,
+  type EngineOptions,
+  type GenerateChunk,
+  type GenerateRequest,
+  type GenerateResult,
+  Generation,
+} from "./engine.ts";
+export { formatBytes, type MemoryPart, type MemoryPlan, MemoryPlanError } from "./plan.ts";
+export { maxGamma } from "./resident.ts";
+export type { EngineInfo } from "./protocol.ts";
+export { type PrefillCallOptions, Runner } from "./runner.ts";
+export type {
+  DecodeOptions,
+  DecodeResult,
+  DecodeStats,
+  FinishReason,
+  RunnerOptions,
+  SamplingConfig,
+  SpeculationConfig,
+} from "./types.ts";

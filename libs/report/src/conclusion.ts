@@ -1,0 +1,92 @@
+import { methodLabel, modeLabel, type Mismatch, type Mode, type ResultRow } from "./schema.ts";
+
+/** What the conclusion needs to know of a run. */
+export interface Findings {
+  results: readonly ResultRow[];
+  mismatches: readonly Mismatch[];
+  partial: boolean;
+  temperature: number;
+  /** Sequences, and the longest prompt in tokens. */
+  batch: number;
+  prefixLen: number;
+}
+
+/**
+ * Says in plain words what the figures mean: the best method of the first mode, whether the text
+ * changed, and where the gain comes from, or that there is none.
+ */
+export function conclude(findings: Findings): string {
+  return [outcome(findings), identity(findings), interruption(findings)]
+    .filter((sentence) => sentence !== "")
+    .join(" ");
+}
+
+function outcome(findings: Findings): string {
+  const [first, ...others] = bestByMode(findings.results);
+  if (first === undefined) return baselineOnly(findings);
+  const where = `${findings.batch} x ${findings.prefixLen} tokens of context`;
+  const when = modeLabel(first.mode, findings.temperature);
+  const how = `${methodLabel(first)} (gamma ${first.gamma})`;
+  if (first.speedup <= 1) {
+    return (
+      `With ${where} no draft pays at ${when}: the best, ${how}, runs at ` +
+      `${times(first.speedup)} the baseline's speed, because an iteration costs more than its ` +
+      `${first.acceptanceLength.toFixed(2)} tokens save.`
+    );
+  }
+  const rest = others.map(
+    (row) => `${times(row.speedup)} at ${modeLabel(row.mode, findings.temperature)}`,
+  );
+  const also = rest.length > 0 ? `, ${rest.join(" and ")}` : "";
+  return (
+    `With ${where}, ${how} decodes ${times(first.speedup)} as fast as the baseline of this run ` +
+    `at ${when}${also}: one pass over the full cache yields ` +
+    `${first.acceptanceLength.toFixed(2)} tokens a sequence instead of 1.`
+  );
+}
+
+function baselineOnly({ results }: Findings): string {
+  const baseline = results.find((row) => row.method === "baseline");
+  if (baseline === undefined) return "Nothing was measured.";
+  return (
+    `Decoding without speculation yields ${baseline.tokensPerSecond.toFixed(0)} tokens/s and ` +
+    `uses ${percent(baseline.limitShare)} of this machine's memory bandwidth.`
+  );
+}
+
+function identity({ results, mismatches }: Findings): string {
+  const first = mismatches[0];
+  if (first !== undefined) {
+    return (
+      `WRONG: ${first.id} left the baseline's text in mode ${first.mode} at sequence ` +
+      `${first.sequence}, new token ${first.position}; its figures mean nothing.`
+    );
+  }
+  const checked = results.filter((row) => row.identical === true);
+  if (checked.length === 0) return "";
+  const modes = [...new Set(checked.map((row) => row.mode))].join(" and ");
+  return `Every token of the ${modes} runs is the baseline's.`;
+}
+
+function interruption({ partial }: Findings): string {
+  return partial ? "The run was interrupted: the figures cover what was finished." : "";
+}
+
+/** The fastest speculating row of each mode, in the order of the modes. */
+function bestByMode(results: readonly ResultRow[]): ResultRow[] {
+  const best = new Map<Mode, ResultRow>();
+  for (const row of results) {
+    if (row.method === "baseline") continue;
+    const known = best.get(row.mode);
+    if (known === undefined || row.speedup > known.speedup) best.set(row.mode, row);
+  }
+  return [...best.values()];
+}
+
+function times(ratio: number): string {
+  return `${ratio.toFixed(2)} times`;
+}
+
+function percent(ratio: number): string {
+  return `${(100 * ratio).toFixed(0)} %`;
+}

@@ -1,0 +1,77 @@
+import { type Column, columnNotes, outcomeColumns, phaseColumns } from "./columns.ts";
+import { modeLabel, type LongspecReport, type ResultRow, type RunManifest } from "./schema.ts";
+import { rowsByMode } from "./table.ts";
+
+/** The file report.md: what was run, on what, and the tables of every mode. */
+export function markdownReport(manifest: RunManifest): string {
+  const { report } = manifest;
+  const sections = [...rowsByMode(report.results)].map(([mode, rows]) =>
+    [
+      `## ${capitalised(modeLabel(mode, report.config.temperature))}`,
+      markdownTable(rows, outcomeColumns),
+      markdownTable(rows, phaseColumns),
+    ].join("\n\n"),
+  );
+  return `${[
+    `# ${reportTitle(report)}`,
+    report.conclusion,
+    factLines(manifest)
+      .map(([name, value]) => `- ${name}: ${value}`)
+      .join("\n"),
+    ...sections,
+    columnNotes.map((note) => `- ${note}`).join("\n"),
+  ].join("\n\n")}\n`;
+}
+
+export function reportTitle(report: LongspecReport): string {
+  const interrupted = report.partial ? " (partial: the run was interrupted)" : "";
+  return `Speculative decoding of long contexts${interrupted}`;
+}
+
+/** Machine, settings and origin of a run as pairs for people. */
+export function factLines(manifest: RunManifest): [string, string][] {
+  const { machine, config, prefill } = manifest.report;
+  const prefixes = [...new Set(config.prefixLens)].join(", ");
+  const versions = Object.entries(manifest.versions).map(([name, value]) => `${name} ${value}`);
+  const git = manifest.git;
+  return [
+    ["machine", `${machine.cpu}, ${machine.cores} cores, ${gigabytes(machine.memoryBytes)}`],
+    [
+      "ran on",
+      `${machine.device}, ${machine.threads} threads, ${machine.bandwidthGBs.toFixed(1)} GB/s ` +
+        "read bandwidth measured in this run",
+    ],
+    ["models", config.draft === null ? config.target : `${config.target}; draft ${config.draft}`],
+    [
+      "work",
+      `${config.dataset}: ${config.batch} sequences x ${prefixes} prompt tokens + ` +
+        `${config.genLen} new tokens`,
+    ],
+    [
+      "prefill",
+      `${(prefill.ms / 1000).toFixed(1)} s, ${prefill.tokensPerSecond.toFixed(0)} tokens/s`,
+    ],
+    ["repetitions", `${config.repetitions}, seeds ${manifest.seeds.join(", ")}`],
+    ["command", `\`${manifest.commandLine}\``],
+    ["commit", git === null ? "none" : `${git.commit}${git.dirty ? " with changes" : ""}`],
+    ["versions", [machine.os, machine.arch, ...versions].join(", ")],
+    ["time", `${manifest.startedAt} to ${manifest.finishedAt}`],
+  ];
+}
+
+function markdownTable(rows: readonly ResultRow[], columns: readonly Column[]): string {
+  const line = (cells: string[]) => `| ${cells.join(" | ")} |`;
+  return [
+    line(columns.map((column) => column.heading.replaceAll("\n", " "))),
+    line(columns.map((column) => (column.align === "right" ? "---:" : "---"))),
+    ...rows.map((row) => line(columns.map((column) => column.cell(row)))),
+  ].join("\n");
+}
+
+function gigabytes(bytes: number): string {
+  return `${(bytes / 2 ** 30).toFixed(0)} GiB`;
+}
+
+function capitalised(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}

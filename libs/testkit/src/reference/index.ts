@@ -1,0 +1,3 @@
+export * from "./attention.ts";
+export * from "./dense.ts";
+export * from "./sampling.ts";
