@@ -1,7 +1,8 @@
-//! Builds libmagicdec: the CPU kernels once for each instruction level, and one library around them.
+//! Builds libmagicdec: the CPU kernels once for each instruction level, and one library around
+//! them.
 //!
 //!   zig build                      zig-out/lib/libmagicdec.so (.dylib on macOS)
-//!   zig build test                 Zig's own tests, the kernels' at every level that this machine runs
+//!   zig build test                 Zig's own tests, the kernels' at every level this machine runs
 //!   zig build test-api             all but the kernels
 //!   zig build emit                 writes libs/abi/src/abi.gen.ts
 //!   zig build -Dtarget=aarch64-macos
@@ -12,7 +13,9 @@ const Feature = std.Target.x86.Feature;
 
 comptime {
     if (!std.mem.eql(u8, builtin.zig_version_string, "0.16.0")) {
-        @compileError("expected Zig 0.16.0, got " ++ builtin.zig_version_string ++ ": run bun run build");
+        @compileError(
+            "expected Zig 0.16.0, got " ++ builtin.zig_version_string ++ ": run bun run build",
+        );
     }
 }
 
@@ -49,13 +52,18 @@ pub fn build(b: *std.Build) void {
     const names = b.addOptions();
     names.addOption([]const []const u8, "levels", levelNames(b, levels));
 
-    const objects = b.allocator.alloc(*std.Build.Step.Compile, levels.len) catch @panic("out of memory");
+    const objects = b.allocator.alloc(
+        *std.Build.Step.Compile,
+        levels.len,
+    ) catch @panic("out of memory");
     for (objects, levels) |*object, level| object.* = levelObject(b, wanted, level);
 
     const module = compiledModule(b, "kernels/lib.zig", target(b, wanted, levels[0]), .ReleaseFast);
     module.strip = true;
     addLevels(module, names, objects);
-    const library = b.addLibrary(.{ .name = "magicdec", .linkage = .dynamic, .root_module = module });
+    const library = b.addLibrary(
+        .{ .name = "magicdec", .linkage = .dynamic, .root_module = module },
+    );
     b.installArtifact(library);
 
     const emit = b.addRunArtifact(b.addExecutable(.{
@@ -72,19 +80,33 @@ pub fn build(b: *std.Build) void {
     b.step("emit", "Write libs/abi/src/abi.gen.ts").dependOn(&update.step);
 
     const test_step = b.step("test", "Run Zig's tests, at every level that this machine runs");
-    const api_module = compiledModule(b, "kernels/api_tests.zig", target(b, wanted, levels[0]), .ReleaseSafe);
+    const api_module = compiledModule(
+        b,
+        "kernels/api_tests.zig",
+        target(b, wanted, levels[0]),
+        .ReleaseSafe,
+    );
     addLevels(api_module, names, objects);
     const api_step = b.step("test-api", "Run the tests of all but the kernels");
     addTest(b, api_step, "api", api_module);
     test_step.dependOn(api_step);
     for (levels) |level| {
         if (!hostRuns(b, level)) continue;
-        const tests = compiledModule(b, "kernels/cpu_tests.zig", target(b, wanted, level), .ReleaseSafe);
+        const tests = compiledModule(
+            b,
+            "kernels/cpu_tests.zig",
+            target(b, wanted, level),
+            .ReleaseSafe,
+        );
         addTest(b, test_step, b.fmt("cpu_{s}", .{level.name}), tests);
     }
 }
 
-fn addLevels(module: *std.Build.Module, names: *std.Build.Step.Options, objects: []const *std.Build.Step.Compile) void {
+fn addLevels(
+    module: *std.Build.Module,
+    names: *std.Build.Step.Options,
+    objects: []const *std.Build.Step.Compile,
+) void {
     module.addOptions("levels_options", names);
     for (objects) |object| module.addObject(object);
 }
@@ -103,7 +125,8 @@ fn levelNames(b: *std.Build, levels: []const Level) []const []const u8 {
     return names;
 }
 
-/// The CPU is always named: left out, it would be this machine's, and the library would run on no other.
+/// The CPU is always named: left out, it would be this machine's, and the library would run on no
+/// other.
 fn target(b: *std.Build, wanted: std.Target.Query, level: Level) std.Build.ResolvedTarget {
     var query = wanted;
     if (level.model) |model| {
@@ -138,7 +161,12 @@ fn compiledModule(
 }
 
 fn levelObject(b: *std.Build, wanted: std.Target.Query, level: Level) *std.Build.Step.Compile {
-    const module = compiledModule(b, "kernels/cpu_level.zig", target(b, wanted, level), .ReleaseFast);
+    const module = compiledModule(
+        b,
+        "kernels/cpu_level.zig",
+        target(b, wanted, level),
+        .ReleaseFast,
+    );
     module.strip = true;
     const options = b.addOptions();
     options.addOption([]const u8, "table_name", b.fmt("magicdec_level_{s}", .{level.name}));

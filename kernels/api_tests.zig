@@ -1,4 +1,5 @@
-//! Root of the tests of everything but the kernels: handles, statuses, the executor, and the C functions on both backends.
+//! Root of the tests of everything but the kernels: handles, statuses, the executor, and the C
+//! functions on both backends.
 test {
     _ = @import("abi/manifest.zig");
     _ = @import("core/check.zig");

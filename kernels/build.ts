@@ -1,5 +1,6 @@
 // `bun run build`: builds libmagicdec with the pinned Zig, fetched where it is not on the PATH.
-// `bun kernels/build.ts --check` only says whether abi.gen.ts is what the manifest gives.
+// `bun kernels/build.ts --check` only says whether abi.gen.ts is what the manifest gives; `--ci` checks that, the
+// format, the cross-compiled targets and the oldest glibc that the library runs on.
 
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -14,6 +15,9 @@ const stamp = join(outputFolder, "inputs.sha256");
 const bindings = join(root, "libs", "abi", "src", "abi.gen.ts");
 const fetchedFolder = join(root, ".tools", "zig");
 const fetchedZig = join(fetchedFolder, "ziglang", "zig");
+/** build.zig's: RHEL 8 and Debian 10. */
+const glibcFloor = { major: 2, minor: 28 };
+const crossTargets = ["aarch64-linux", "aarch64-macos"];
 /** Silence longer than this looks like a hang. */
 const heartbeatMs = 15_000;
 
@@ -78,10 +82,8 @@ async function fetchZig(): Promise<void> {
   // Into a folder of its own first, so that an interrupted fetch leaves nothing half done.
   const partial = `${fetchedFolder}.${process.pid}`;
   const options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--target", partial];
-  const fetched = await run([
-    ...["python3", "-m", "pip", "install", ...options],
-    `ziglang==${zigVersion}`,
-  ]);
+  const pip = ["python3", "-m", "pip", "install", ...options, `ziglang==${zigVersion}`];
+  const fetched = await run(pip);
   if (!fetched.ok) {
     rmSync(partial, { recursive: true, force: true });
     throw new BuildError(
@@ -173,9 +175,45 @@ async function checkBindings(): Promise<void> {
   say("abi.gen.ts is up to date");
 }
 
+async function requireOk(command: readonly string[], advice: string): Promise<void> {
+  const { ok, stdout, stderr } = await run(command);
+  if (!ok) throw new BuildError(`${stdout}${stderr}`.trim() + `\n${advice}`);
+}
+
+/** Throws where the library asks for a later glibc than `glibcFloor`. */
+function checkGlibc(path: string): void {
+  const versions = readFileSync(path, "latin1").matchAll(/GLIBC_(\d+)\.(\d+)/g);
+  for (const [name, major, minor] of versions) {
+    if (Number(major) * 1000 + Number(minor) <= glibcFloor.major * 1000 + glibcFloor.minor)
+      continue;
+    throw new BuildError(
+      `expected ${path} to need glibc ${glibcFloor.major}.${glibcFloor.minor} at most, it needs ${name}`,
+    );
+  }
+}
+
+async function checkAll(): Promise<void> {
+  const zig = await findZig();
+  const sources = ["build.zig", "build.zig.zon", "kernels"];
+  await requireOk([zig, "fmt", "--check", ...sources], "Run: zig fmt build.zig kernels");
+  say("zig fmt is clean");
+  await checkBindings();
+  for (const target of ["native", ...crossTargets]) {
+    const prefix = join(".zig-cache", "ci", target);
+    const command = [zig, "build", ...cacheOptions, `-Dtarget=${target}`, "--prefix", prefix];
+    await requireOk(command, `Run: zig build -Dtarget=${target}`);
+    say(`compiled for ${target}`);
+    const shared = join(root, prefix, "lib", "libmagicdec.so");
+    if (existsSync(shared)) checkGlibc(shared);
+  }
+  say(`needs glibc ${glibcFloor.major}.${glibcFloor.minor} at most`);
+}
+
 if (import.meta.main) {
   try {
-    await (process.argv.includes("--check") ? checkBindings() : build());
+    if (process.argv.includes("--ci")) await checkAll();
+    else if (process.argv.includes("--check")) await checkBindings();
+    else await build();
   } catch (error) {
     if (!(error instanceof BuildError)) throw error;
     console.error(error.message);

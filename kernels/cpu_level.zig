@@ -1,5 +1,5 @@
-//! Root of one CPU level's object: build.zig compiles this file once for each level, with that level's instructions, and names the
-//! table that it exports.
+//! Root of one CPU level's object: build.zig compiles this file once for each level, with that
+//! level's instructions, and names the table that it exports.
 const options = @import("level_options");
 const kernel_mod = @import("cpu/kernel.zig");
 const simd = @import("cpu/simd.zig");

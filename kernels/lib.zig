@@ -16,7 +16,9 @@ const modules = .{
 comptime {
     @setEvalBranchQuota(100_000);
     if (!std.mem.eql(u8, builtin.zig_version_string, "0.16.0")) {
-        @compileError("expected Zig 0.16.0, got " ++ builtin.zig_version_string ++ ": bun run build fetches the right one");
+        @compileError(
+            "expected Zig 0.16.0, got " ++ builtin.zig_version_string ++ ": bun run build fetches the right one",
+        );
     }
     for (manifest.functions) |row| @export(find(row), .{ .name = row.name });
     for (manifest.ops) |op| @export(&ops.function(op), .{ .name = "md_" ++ op.name });

@@ -1,5 +1,5 @@
-//! Writes libs/abi/src/abi.gen.ts to standard output: the symbols for bun:ffi, enums, and a typed writer for each descriptor, laid
-//! out as `bun fmt` would.
+//! Writes libs/abi/src/abi.gen.ts to standard output: the symbols for bun:ffi, enums, and a typed
+//! writer for each descriptor, laid out as `bun fmt` would.
 const std = @import("std");
 const types = @import("types.zig");
 const manifest = @import("manifest.zig");
@@ -48,7 +48,8 @@ const head =
     \\
 ;
 
-/// The three structs that descriptors are made of, as TypeScript has them, and how their words are stored.
+/// The three structs that descriptors are made of, as TypeScript has them, and how their words are
+/// stored.
 const references =
     \\/** One piece of native memory seen as words; a byte offset into it is a multiple of 8. */
     \\export interface NativeWords {
@@ -143,8 +144,12 @@ comptime {
     std.debug.assert(wordOf(types.Tensor, "shape") == 2 and wordOf(types.Tensor, "rank") == 6);
     std.debug.assert(wordOf(types.Tensor, "dtype") == 7 and wordOf(types.Tensor, "data") == 0);
     std.debug.assert(wordOf(types.KvCache, "data") == 0 and wordOf(types.KvCache, "layers") == 2);
-    std.debug.assert(wordOf(types.KvCache, "pages") == 3 and wordOf(types.KvCache, "page_size") == 4);
-    std.debug.assert(wordOf(types.KvCache, "kv_heads") == 5 and wordOf(types.KvCache, "head_dim") == 6);
+    std.debug.assert(
+        wordOf(types.KvCache, "pages") == 3 and wordOf(types.KvCache, "page_size") == 4,
+    );
+    std.debug.assert(
+        wordOf(types.KvCache, "kv_heads") == 5 and wordOf(types.KvCache, "head_dim") == 6,
+    );
     std.debug.assert(wordOf(types.KvCache, "dtype") == 7 and wordOf(types.Weight, "data") == 0);
     std.debug.assert(wordOf(types.Weight, "bytes") == 2 and wordOf(types.Weight, "n") == 4);
     std.debug.assert(wordOf(types.Weight, "k") == 5 and wordOf(types.Weight, "format") == 6);
@@ -191,7 +196,10 @@ fn emitWriter(
             const T = comptime fieldTypeScript(field.type);
             const mark = comptime if (isOptional(field, optional)) "?" else "";
             const tail = comptime if (isOptional(field, optional)) " | undefined" else "";
-            try w.print("  readonly {s}{s}: {s}{s};\n", .{ comptime camel(field.name), mark, T, tail });
+            try w.print(
+                "  readonly {s}{s}: {s}{s};\n",
+                .{ comptime camel(field.name), mark, T, tail },
+            );
         }
     }
     try w.writeAll("}\n\n");
@@ -199,7 +207,9 @@ fn emitWriter(
     const needs_f32 = comptime for (fields) |field| {
         if (field.type == f32) break true;
     } else false;
-    try w.writeAll(if (needs_f32) "  const { u32, f32 } = words;\n" else "  const u32 = words.u32;\n");
+    try w.writeAll(
+        if (needs_f32) "  const { u32, f32 } = words;\n" else "  const u32 = words.u32;\n",
+    );
     try w.writeAll("  const at = offset >>> 2;\n");
     inline for (fields) |field| {
         try emitStore(w, field, @offsetOf(S, field.name) / 4, comptime isOptional(field, optional));
@@ -215,7 +225,12 @@ fn emitSignature(w: *Writer, comptime name: []const u8, comptime fields_name: []
     try w.print("  fields: {s},\n): void {{\n", .{fields_name});
 }
 
-fn emitStore(w: *Writer, comptime field: Field, comptime word: usize, comptime optional: bool) !void {
+fn emitStore(
+    w: *Writer,
+    comptime field: Field,
+    comptime word: usize,
+    comptime optional: bool,
+) !void {
     const value = "fields." ++ comptime camel(field.name);
     const at = comptime if (word == 0) "at" else std.fmt.comptimePrint("at + {d}", .{word});
     if (comptime isReserved(field)) {
@@ -223,16 +238,29 @@ fn emitStore(w: *Writer, comptime field: Field, comptime word: usize, comptime o
     } else if (comptime isReference(field.type)) {
         const put = "put" ++ comptime manifest.baseName(field.type) ++ "(u32, " ++ at ++ ", " ++ value ++ ");";
         if (!optional) return w.print("  {s}\n", .{put});
-        try w.print("  if ({s} === undefined) putZeros(u32, {s});\n  else {s}\n", .{ value, at, put });
+        try w.print(
+            "  if ({s} === undefined) putZeros(u32, {s});\n  else {s}\n",
+            .{ value, at, put },
+        );
     } else if (field.type == u64) {
-        try w.print("  putU64(u32, {s}, {s});\n", .{ at, comptime orDefault(field, value, optional) });
+        try w.print(
+            "  putU64(u32, {s}, {s});\n",
+            .{ at, comptime orDefault(field, value, optional) },
+        );
     } else {
         const array = if (field.type == f32) "f32" else "u32";
-        try w.print("  {s}[{s}] = {s};\n", .{ array, at, comptime orDefault(field, value, optional) });
+        try w.print(
+            "  {s}[{s}] = {s};\n",
+            .{ array, at, comptime orDefault(field, value, optional) },
+        );
     }
 }
 
-fn orDefault(comptime field: Field, comptime value: []const u8, comptime optional: bool) []const u8 {
+fn orDefault(
+    comptime field: Field,
+    comptime value: []const u8,
+    comptime optional: bool,
+) []const u8 {
     const T = field.type;
     const is_enum = @typeInfo(T) == .@"enum";
     if (!optional) return if (is_enum) manifest.baseName(T) ++ "[" ++ value ++ "]" else value;
@@ -246,7 +274,10 @@ fn emitReader(w: *Writer, comptime name: []const u8, comptime S: type) !void {
     try w.print("export interface {s} {{\n", .{name});
     inline for (fields) |field| {
         if (comptime !isReserved(field)) {
-            try w.print("  readonly {s}: {s};\n", .{ comptime camel(field.name), comptime fieldTypeScript(field.type) });
+            try w.print(
+                "  readonly {s}: {s};\n",
+                .{ comptime camel(field.name), comptime fieldTypeScript(field.type) },
+            );
         }
     }
     try w.print(
@@ -270,7 +301,10 @@ fn emitLoad(w: *Writer, comptime field: Field, comptime word: usize) !void {
     if (field.type == u64) {
         return w.print("    {s}: getU64(u32, {s}),\n", .{ name, at });
     }
-    if (@typeInfo(field.type) != .@"enum") return w.print("    {s}: u32[{s}] as number,\n", .{ name, at });
+    if (@typeInfo(field.type) != .@"enum") return w.print(
+        "    {s}: u32[{s}] as number,\n",
+        .{ name, at },
+    );
     const E = comptime manifest.baseName(field.type);
     try w.print("    {s}: keyOf({s}, u32[{s}] as number),\n", .{ name, E, at });
 }
@@ -291,7 +325,11 @@ fn emitSizes(w: *Writer) !void {
 fn emitSymbols(w: *Writer) !void {
     try w.writeAll("/** What bun:ffi has to know of each function. */\nexport const symbols = {\n");
     inline for (manifest.functions) |row| try emitSymbol(w, row.name, row.Type);
-    inline for (manifest.ops) |op| try emitSymbol(w, "md_" ++ op.name, manifest.OpFunction(op.Desc));
+    inline for (manifest.ops) |op| try emitSymbol(
+        w,
+        "md_" ++ op.name,
+        manifest.OpFunction(op.Desc),
+    );
     try w.writeAll("} as const;\n\n");
 }
 
@@ -307,10 +345,10 @@ fn emitSymbol(w: *Writer, comptime name: []const u8, comptime F: type) !void {
 /// The functions with named arguments: bun:ffi itself checks neither their number nor their types.
 fn emitLibrary(w: *Writer) !void {
     try w.writeAll(
-        \\/** Host memory for the length of a call: an address, or an array that the engine keeps in place. */
+        \\/** Host memory for the length of a call: an address, or an array that stays in place. */
         \\export type HostMemory = number | ArrayBufferView | null;
         \\
-        \\/** The loaded functions. Those that return a number return a Status unless their text says otherwise. */
+        \\/** The loaded functions; those that can fail return a Status. */
         \\export interface NativeLibrary {
         \\
     );
@@ -352,7 +390,9 @@ fn ffiType(comptime T: type) []const u8 {
         f64 => "f64",
         types.Status => "i32",
         usize => "ptr",
-        else => if (@typeInfo(T) == .optional) "ptr" else @compileError("no bun:ffi type for " ++ @typeName(T)),
+        else => if (@typeInfo(T) == .optional) "ptr" else @compileError(
+            "no bun:ffi type for " ++ @typeName(T),
+        ),
     };
 }
 

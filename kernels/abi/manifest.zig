@@ -1,8 +1,8 @@
-//! The C ABI, one row a function. lib.zig exports exactly these, emit.zig writes them for TypeScript, and `hash` covers them,
-//! so a library and a TypeScript file that disagree never meet.
+//! The C ABI, one row a function. lib.zig exports exactly these, emit.zig writes them for
+//! TypeScript, and `hash` covers them, so a library and a TypeScript file that disagree never meet.
 //!
-//! How types cross: `usize` is an address that only the library follows, a pointer is host memory, sizes in bytes are f64
-//! (exact up to 2^53), so that no BigInt is ever made.
+//! How types cross: `usize` is an address that only the library follows, a pointer is host memory,
+//! sizes in bytes are f64 (exact up to 2^53), so that no BigInt is ever made.
 const std = @import("std");
 const types = @import("types.zig");
 
@@ -346,8 +346,14 @@ pub const structs = .{
 pub const hash: u64 = blk: {
     @setEvalBranchQuota(1_000_000);
     var h: Fnv = .{};
-    for (@typeInfo(@TypeOf(enums)).@"struct".fields) |row| h.addEnum(row.name, @field(enums, row.name));
-    for (@typeInfo(@TypeOf(structs)).@"struct".fields) |row| h.addStruct(row.name, @field(structs, row.name));
+    for (@typeInfo(@TypeOf(enums)).@"struct".fields) |row| h.addEnum(
+        row.name,
+        @field(enums, row.name),
+    );
+    for (@typeInfo(@TypeOf(structs)).@"struct".fields) |row| h.addStruct(
+        row.name,
+        @field(structs, row.name),
+    );
     for (functions) |row| h.addFunction(row.name, row.Type);
     for (ops) |op| {
         h.addStruct(op.name, op.Desc);
@@ -428,13 +434,17 @@ comptime {
         }
         requireNoPadding(op.Desc);
     }
-    for (@typeInfo(@TypeOf(structs)).@"struct".fields) |row| requireNoPadding(@field(structs, row.name));
+    for (@typeInfo(@TypeOf(structs)).@"struct".fields) |row| requireNoPadding(
+        @field(structs, row.name),
+    );
 }
 
 fn requireNoPadding(comptime S: type) void {
     var end = 0;
     for (@typeInfo(S).@"struct".fields) |field| {
-        if (@offsetOf(S, field.name) != end) @compileError(@typeName(S) ++ " has a hole before " ++ field.name);
+        if (@offsetOf(S, field.name) != end) @compileError(
+            @typeName(S) ++ " has a hole before " ++ field.name,
+        );
         end += @sizeOf(field.type);
     }
     if (end != @sizeOf(S)) @compileError(@typeName(S) ++ " has a hole at its end");

@@ -1,4 +1,5 @@
-//! What each op expects of its descriptor, checked once for all backends. A function per op, named as in the manifest.
+//! What each op expects of its descriptor, checked once for all backends. A function per op, named
+//! as in the manifest.
 const std = @import("std");
 const types = @import("../abi/types.zig");
 const check = @import("../core/check.zig");
@@ -36,10 +37,18 @@ pub fn rms_norm(_: *Context, d: *const types.RmsNormDesc) Error!void {
 pub fn linear(context: *Context, d: *const types.LinearDesc) Error!void {
     try weight(context, &d.weight);
     try tensor("x", &d.x, .bf16, &.{ any("rows"), is(d.weight.k) });
-    const n = switch (try objects.enumValue(types.Epilogue, "epilogue", objects.rawEnum(&d.epilogue))) {
+    const n = switch (try objects.enumValue(
+        types.Epilogue,
+        "epilogue",
+        objects.rawEnum(&d.epilogue),
+    )) {
         .none => d.weight.n,
         .silu_mul => if (d.weight.n % 2 == 0) d.weight.n / 2 else {
-            return errors.fail(error.InvalidArgument, "expected an even n of weight with silu_mul, got {d}", .{d.weight.n});
+            return errors.fail(
+                error.InvalidArgument,
+                "expected an even n of weight with silu_mul, got {d}",
+                .{d.weight.n},
+            );
         },
     };
     const shape = [_]check.Dim{ is(d.x.shape[0]), is(n) };
@@ -106,7 +115,11 @@ pub fn attention(context: *Context, d: *const types.AttentionDesc) Error!void {
     try tensor("workspace", &d.workspace, .u8, &.{any("bytes")});
     try check.data("workspace", d.workspace.data, 64);
     if (d.workspace.shape[0] < needed) {
-        return errors.fail(error.InvalidArgument, "expected a workspace of at least {d} bytes, got {d}", .{ needed, d.workspace.shape[0] });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected a workspace of at least {d} bytes, got {d}",
+            .{ needed, d.workspace.shape[0] },
+        );
     }
 }
 
@@ -127,7 +140,11 @@ pub fn attentionShapes(d: *const types.AttentionDesc) Error!void {
     try attentionPrefix(d, b);
     if (d.window == 0) {
         try check.absent("q_sink", d.q_sink, "without a window");
-        if (d.sinks != 0) return errors.fail(error.InvalidArgument, "expected sinks of 0 without a window, got {d}", .{d.sinks});
+        if (d.sinks != 0) return errors.fail(
+            error.InvalidArgument,
+            "expected sinks of 0 without a window, got {d}",
+            .{d.sinks},
+        );
     } else if (check.given(d.q_sink)) {
         try tensor("q_sink", &d.q_sink, .bf16, &same);
     }
@@ -144,10 +161,19 @@ fn attentionPrefix(d: *const types.AttentionDesc, b: u32) Error!void {
         return;
     }
     if (cached) try check.absent("indices", d.indices, "beside a prefix_cache");
-    if (d.window != 0) return errors.fail(error.InvalidArgument, "expected a window of 0 beside a prefix_cache or indices, got {d}", .{d.window});
+    if (d.window != 0) return errors.fail(
+        error.InvalidArgument,
+        "expected a window of 0 beside a prefix_cache or indices, got {d}",
+        .{d.window},
+    );
     try tensor("prefix_len", &d.prefix_len, .i32, &.{is(b)});
     try tensor("tail_start", &d.tail_start, .i32, &.{is(b)});
-    if (listed) return tensor("indices", &d.indices, .i32, &.{ is(b), is(d.cache.kv_heads), any("n") });
+    if (listed) return tensor(
+        "indices",
+        &d.indices,
+        .i32,
+        &.{ is(b), is(d.cache.kv_heads), any("n") },
+    );
     try tensor("prefix_table", &d.prefix_table, .i32, &.{ is(b), any("max_prefix_pages") });
     try check.kvCache("prefix_cache", &d.prefix_cache, d.prefix_layer);
     try sameHeads("prefix_cache", &d.prefix_cache, &d.cache);
@@ -155,7 +181,12 @@ fn attentionPrefix(d: *const types.AttentionDesc, b: u32) Error!void {
 
 pub fn silu_mul(_: *Context, d: *const types.SiluMulDesc) Error!void {
     try tensor("out", &d.out, .bf16, &.{ any("rows"), any("n") });
-    try tensor("gate_up", &d.gate_up, .bf16, &.{ is(d.out.shape[0]), is(2 * @as(u64, d.out.shape[1])) });
+    try tensor(
+        "gate_up",
+        &d.gate_up,
+        .bf16,
+        &.{ is(d.out.shape[0]), is(2 * @as(u64, d.out.shape[1])) },
+    );
 }
 
 pub fn add(_: *Context, d: *const types.AddDesc) Error!void {
@@ -182,7 +213,11 @@ pub fn copy(_: *Context, d: *const types.CopyDesc) Error!void {
     try check.data("source", d.source, 1);
     try check.data("out", d.out, 1);
     if (d.count > 1 and d.out_stride < d.bytes) {
-        return errors.fail(error.InvalidArgument, "expected an out_stride of at least {d} bytes, got {d}", .{ d.bytes, d.out_stride });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected an out_stride of at least {d} bytes, got {d}",
+            .{ d.bytes, d.out_stride },
+        );
     }
     try check.reserved(d.reserved);
 }
@@ -192,7 +227,11 @@ pub fn positions(_: *Context, d: *const types.PositionsDesc) Error!void {
     const b = d.lens.shape[0];
     try tensor("positions", &d.positions, .i32, &.{any("b * r")});
     if (d.positions.shape[0] % b != 0) {
-        return errors.fail(error.InvalidArgument, "expected positions of a multiple of {d}, got {d}", .{ b, d.positions.shape[0] });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected positions of a multiple of {d}, got {d}",
+            .{ b, d.positions.shape[0] },
+        );
     }
     try tensor("kv_len", &d.kv_len, .i32, &.{is(b)});
     try check.reserved(d.reserved);
@@ -202,12 +241,22 @@ pub fn keep_queries(_: *Context, d: *const types.KeepQueriesDesc) Error!void {
     try tensor("q", &d.q, .bf16, &.{ any("rows"), any("h"), any("d") });
     try tensor("row_seq", &d.row_seq, .i32, &.{is(d.q.shape[0])});
     try tensor("positions", &d.positions, .i32, &.{is(d.q.shape[0])});
-    try tensor("out", &d.out, .bf16, &.{ any("b"), any("ring"), is(d.q.shape[1]), is(d.q.shape[2]) });
+    try tensor(
+        "out",
+        &d.out,
+        .bf16,
+        &.{ any("b"), any("ring"), is(d.q.shape[1]), is(d.q.shape[2]) },
+    );
 }
 
 pub fn snap_score(_: *Context, d: *const types.SnapScoreDesc) Error!void {
     try check.kvCache("cache", &d.cache, d.layer);
-    try tensor("queries", &d.queries, .bf16, &.{ any("b"), any("ring"), any("h"), is(d.cache.head_dim) });
+    try tensor(
+        "queries",
+        &d.queries,
+        .bf16,
+        &.{ any("b"), any("ring"), any("h"), is(d.cache.head_dim) },
+    );
     const b = d.queries.shape[0];
     try check.headGroups(d.queries.shape[2], d.cache.kv_heads);
     try tensor("lens", &d.lens, .i32, &.{is(b)});
@@ -228,9 +277,18 @@ pub fn snap_select(_: *Context, d: *const types.SnapSelectDesc) Error!void {
     try tensor("tail_start", &d.tail_start, .i32, &.{is(b)});
     try tensor("indices", &d.indices, .i32, &.{ is(b), is(kv_heads), any("n") });
     try check.between("window", d.window, 1, std.math.maxInt(i32));
-    try check.between("budget", d.budget, @as(u64, d.window) + 1, @as(u64, d.window) + d.indices.shape[2]);
+    try check.between(
+        "budget",
+        d.budget,
+        @as(u64, d.window) + 1,
+        @as(u64, d.window) + d.indices.shape[2],
+    );
     try check.between("kernel", d.kernel, 1, 1 << 10);
-    if (d.kernel % 2 == 0) return errors.fail(error.InvalidArgument, "expected an odd kernel, got {d}", .{d.kernel});
+    if (d.kernel % 2 == 0) return errors.fail(
+        error.InvalidArgument,
+        "expected an odd kernel, got {d}",
+        .{d.kernel},
+    );
     _ = try objects.enumValue(types.Pooling, "pooling", objects.rawEnum(&d.pooling));
 }
 
@@ -272,12 +330,22 @@ pub fn accept(_: *Context, d: *const types.AcceptDesc) Error!void {
     const g = d.out.shape[1] - 1;
     try tensor("chain", &d.chain, .i32, &.{ is(b), is(@as(u64, g) + 2) });
     switch (try objects.enumValue(types.AcceptRule, "rule", objects.rawEnum(&d.rule))) {
-        .match => try tensor("target_tokens", &d.target_tokens, .i32, &.{ is(b), is(@as(u64, g) + 1) }),
+        .match => try tensor(
+            "target_tokens",
+            &d.target_tokens,
+            .i32,
+            &.{ is(b), is(@as(u64, g) + 1) },
+        ),
         .rejection => {
             const rows = @as(u64, b) * (@as(u64, g) + 1);
             try tensor("target_logits", &d.target_logits, .f32, &.{ is(rows), any("v") });
             try check.between("v", d.target_logits.shape[1], 1, max_vocabulary);
-            if (g > 0) try tensor("draft_probs", &d.draft_probs, .f32, &.{ is(b), is(g), is(d.target_logits.shape[1]) });
+            if (g > 0) try tensor(
+                "draft_probs",
+                &d.draft_probs,
+                .f32,
+                &.{ is(b), is(g), is(d.target_logits.shape[1]) },
+            );
         },
     }
     try tensor("params", &d.params, .u32, &.{ is(b), is(params_words) });
@@ -301,11 +369,19 @@ fn weight(context: *Context, w: *const types.Weight) Error!void {
     try check.data("weight", w.data, 64);
     const needed = context.backend.weight_bytes(context.state, w.n, w.k);
     if (w.bytes < needed) {
-        return errors.fail(error.InvalidArgument, "expected a weight ({d}, {d}) of at least {d} bytes, got {d}", .{ w.n, w.k, needed, w.bytes });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected a weight ({d}, {d}) of at least {d} bytes, got {d}",
+            .{ w.n, w.k, needed, w.bytes },
+        );
     }
 }
 
-fn sameHeads(comptime name: []const u8, cache: *const types.KvCache, like: *const types.KvCache) Error!void {
+fn sameHeads(
+    comptime name: []const u8,
+    cache: *const types.KvCache,
+    like: *const types.KvCache,
+) Error!void {
     if (cache.kv_heads == like.kv_heads and cache.head_dim == like.head_dim) return;
     return errors.fail(error.InvalidArgument, "expected {s} of {d} KV heads of {d}, got {d} of {d}", .{
         name, like.kv_heads, like.head_dim, cache.kv_heads, cache.head_dim,
@@ -313,12 +389,26 @@ fn sameHeads(comptime name: []const u8, cache: *const types.KvCache, like: *cons
 }
 
 fn stride(comptime name: []const u8, value: u32, low: u32) Error!void {
-    if (value < low) return errors.fail(error.InvalidArgument, "expected {s} of at least {d}, got {d}", .{ name, low, value });
+    if (value < low) return errors.fail(
+        error.InvalidArgument,
+        "expected {s} of at least {d}, got {d}",
+        .{ name, low, value },
+    );
 }
 
 /// A tensor's own shape, any rank from 1 on, for comparing others with it.
-fn shapeOf(comptime name: []const u8, t: *const types.Tensor, dims: *[4]check.Dim) Error![]const check.Dim {
-    if (t.rank == 0 or t.rank > 4) return errors.fail(error.InvalidArgument, "expected {s} of rank 1 to 4, got {d}", .{ name, t.rank });
-    for (dims[0..t.rank], t.shape[0..t.rank]) |*dim, extent| dim.* = if (extent == 0) any("at least 1") else is(extent);
+fn shapeOf(
+    comptime name: []const u8,
+    t: *const types.Tensor,
+    dims: *[4]check.Dim,
+) Error![]const check.Dim {
+    if (t.rank == 0 or t.rank > 4) return errors.fail(
+        error.InvalidArgument,
+        "expected {s} of rank 1 to 4, got {d}",
+        .{ name, t.rank },
+    );
+    for (dims[0..t.rank], t.shape[0..t.rank]) |*dim, extent| dim.* = if (extent == 0) any(
+        "at least 1",
+    ) else is(extent);
     return dims[0..t.rank];
 }

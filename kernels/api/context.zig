@@ -38,13 +38,22 @@ fn create(maybe_desc: ?*const types.ContextDesc, maybe_out: ?*u32) Error!void {
     const desc = try objects.required("desc", maybe_desc);
     const out = try objects.required("out", maybe_out);
     _ = try objects.enumValue(types.CpuLevel, "level", objects.rawEnum(&desc.level));
-    const backend: *const backend_mod.Backend = switch (try objects.enumValue(types.Backend, "backend", objects.rawEnum(&desc.backend))) {
+    const backend: *const backend_mod.Backend = switch (try objects.enumValue(
+        types.Backend,
+        "backend",
+        objects.rawEnum(&desc.backend),
+    )) {
         .cpu => &cpu_backend.backend,
         .null => &null_backend.backend,
     };
     const state = try backend.open(desc);
     errdefer backend.close(state);
-    out.* = try objects.publish(objects.Context, .context, 0, .{ .backend = backend, .state = state });
+    out.* = try objects.publish(
+        objects.Context,
+        .context,
+        0,
+        .{ .backend = backend, .state = state },
+    );
 }
 
 pub fn md_context_destroy(ctx: u32) callconv(.c) Status {
@@ -53,7 +62,10 @@ pub fn md_context_destroy(ctx: u32) callconv(.c) Status {
 
 fn destroy(ctx: u32) Error!void {
     const context = try objects.enterContext(ctx);
-    if (context.capturing) context.backend.graph_destroy(context.state, context.backend.graph_end(context.state));
+    if (context.capturing) context.backend.graph_destroy(
+        context.state,
+        context.backend.graph_end(context.state),
+    );
     // Graphs before the events that they mark.
     graph.destroyAll(context, ctx);
     stream.destroyAll(context, ctx);
@@ -80,7 +92,11 @@ pub fn md_weight_bytes(ctx: u32, format: u32, n: u32, k: u32, out: ?*f64) callco
 fn weightBytes(ctx: u32, format: u32, n: u32, k: u32, maybe_out: ?*f64) Error!void {
     const out = try objects.required("out", maybe_out);
     _ = try objects.enumValue(types.WeightFormat, "format", format);
-    if (n == 0 or k == 0) return errors.fail(error.InvalidArgument, "expected n and k of at least 1, got {d} and {d}", .{ n, k });
+    if (n == 0 or k == 0) return errors.fail(
+        error.InvalidArgument,
+        "expected n and k of at least 1, got {d} and {d}",
+        .{ n, k },
+    );
     const context = try objects.enterContext(ctx);
     defer context.leave();
     out.* = @floatFromInt(context.backend.weight_bytes(context.state, n, k));
@@ -97,7 +113,11 @@ fn probe(ctx: u32, kind_value: u32, megabytes: u32, maybe_out: ?*f64) Error!void
     const out = try objects.required("out", maybe_out);
     const kind = try objects.enumValue(types.ProbeKind, "kind", kind_value);
     if (megabytes == 0 or megabytes > max_probe_megabytes) {
-        return errors.fail(error.InvalidArgument, "expected 1 to {d} megabytes, got {d}", .{ max_probe_megabytes, megabytes });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected 1 to {d} megabytes, got {d}",
+            .{ max_probe_megabytes, megabytes },
+        );
     }
     const context = try objects.enterContext(ctx);
     defer context.leave();
@@ -114,7 +134,12 @@ fn liveHandles(maybe_out: ?*u32) Error!void {
     out.* = handles.liveCount();
 }
 
-pub fn md_trace_read(ctx: u32, buffer: manifest.HostBytes, capacity: u32, needed: ?*u32) callconv(.c) Status {
+pub fn md_trace_read(
+    ctx: u32,
+    buffer: manifest.HostBytes,
+    capacity: u32,
+    needed: ?*u32,
+) callconv(.c) Status {
     return errors.finish("md_trace_read", traceRead(ctx, buffer, capacity, needed));
 }
 
@@ -123,7 +148,11 @@ fn traceRead(ctx: u32, buffer: manifest.HostBytes, capacity: u32, maybe_needed: 
     const context = try objects.enterContext(ctx);
     defer context.leave();
     const text = context.backend.trace(context.state) orelse
-        return errors.fail(error.Unsupported, "expected the null backend, which alone keeps a trace", .{});
+        return errors.fail(
+            error.Unsupported,
+            "expected the null backend, which alone keeps a trace",
+            .{},
+        );
     needed.* = @intCast(text.len);
     if (capacity < text.len) return;
     if (text.len > 0) @memcpy((try objects.required("buffer", buffer))[0..text.len], text);

@@ -26,7 +26,11 @@ pub fn md_graph_end(ctx: u32, out: ?*u32) callconv(.c) Status {
 fn end(ctx: u32, maybe_out: ?*u32) Error!void {
     const context = try objects.enterContext(ctx);
     defer context.leave();
-    if (!context.capturing) return errors.fail(error.InvalidArgument, "expected md_graph_begin before", .{});
+    if (!context.capturing) return errors.fail(
+        error.InvalidArgument,
+        "expected md_graph_begin before",
+        .{},
+    );
     context.capturing = false;
     const state = context.backend.graph_end(context.state);
     const out = maybe_out orelse return context.backend.graph_destroy(context.state, state);

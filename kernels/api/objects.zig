@@ -20,7 +20,11 @@ pub const Context = struct {
 
     fn enter(self: *Context) Error!void {
         if (self.busy.swap(1, .acquire) != 0) {
-            return errors.fail(error.InvalidArgument, "expected one thread at a time to use a context, another is in a call", .{});
+            return errors.fail(
+                error.InvalidArgument,
+                "expected one thread at a time to use a context, another is in a call",
+                .{},
+            );
         }
     }
 
@@ -30,7 +34,11 @@ pub const Context = struct {
 
     /// For what cannot be part of a graph.
     pub fn requireNoCapture(self: *const Context) Error!void {
-        if (self.capturing) return errors.fail(error.CaptureViolation, "expected outside of a capture, came between md_graph_begin and md_graph_end", .{});
+        if (self.capturing) return errors.fail(
+            error.CaptureViolation,
+            "expected outside of a capture, came between md_graph_begin and md_graph_end",
+            .{},
+        );
     }
 };
 
@@ -76,8 +84,15 @@ pub fn retract(object: anytype, handle: Handle) void {
     gpa.destroy(object);
 }
 
-pub fn required(comptime name: []const u8, pointer: anytype) Error!@typeInfo(@TypeOf(pointer)).optional.child {
-    return pointer orelse errors.fail(error.InvalidArgument, "expected {s}, got a null pointer", .{name});
+pub fn required(
+    comptime name: []const u8,
+    pointer: anytype,
+) Error!@typeInfo(@TypeOf(pointer)).optional.child {
+    return pointer orelse errors.fail(
+        error.InvalidArgument,
+        "expected {s}, got a null pointer",
+        .{name},
+    );
 }
 
 /// An enum value that came over the boundary as a number.
@@ -95,10 +110,18 @@ pub fn rawEnum(pointer: anytype) u32 {
 /// A size in bytes that came as a double.
 pub fn byteCount(value: f64) Error!u64 {
     if (value >= 0 and value <= 1 << 53 and value == @floor(value)) return @intFromFloat(value);
-    return errors.fail(error.InvalidArgument, "expected a whole number of bytes up to 2^53, got {d}", .{value});
+    return errors.fail(
+        error.InvalidArgument,
+        "expected a whole number of bytes up to 2^53, got {d}",
+        .{value},
+    );
 }
 
 pub fn address(comptime name: []const u8, value: usize, comptime alignment: usize) Error!u64 {
     if (value != 0 and value % alignment == 0) return value;
-    return errors.fail(error.InvalidArgument, "expected {s} as an address that {d} divides, got 0x{x}", .{ name, alignment, value });
+    return errors.fail(
+        error.InvalidArgument,
+        "expected {s} as an address that {d} divides, got 0x{x}",
+        .{ name, alignment, value },
+    );
 }

@@ -1,4 +1,5 @@
-//! The ops' functions: one generic body, so that an op is its row in the manifest, its check and its kernel.
+//! The ops' functions: one generic body, so that an op is its row in the manifest, its check and
+//! its kernel.
 const types = @import("../abi/types.zig");
 const manifest = @import("../abi/manifest.zig");
 const check = @import("../core/check.zig");
@@ -36,7 +37,11 @@ fn packFromFile(context: *objects.Context, desc: *const types.PackDesc) Error!vo
     const dtype = try objects.enumValue(types.DType, "source.dtype", check.rawDtype(&desc.source));
     var resolved = desc.*;
     const elements = @as(u64, desc.source.shape[0]) * desc.source.shape[1];
-    resolved.source.data = try file.dataAddress(source, desc.offset, elements *| check.dtypeBytes(dtype));
+    resolved.source.data = try file.dataAddress(
+        source,
+        desc.offset,
+        elements *| check.dtypeBytes(dtype),
+    );
     try checks.weight_pack(context, &resolved);
     _ = source.readers.fetchAdd(1, .monotonic);
     errdefer _ = source.readers.fetchSub(1, .monotonic);
@@ -44,11 +49,19 @@ fn packFromFile(context: *objects.Context, desc: *const types.PackDesc) Error!vo
     try context.backend.release(context.state, &source.readers);
 }
 
-pub fn md_attention_workspace(ctx: u32, desc: ?*const types.AttentionDesc, out: ?*f64) callconv(.c) Status {
+pub fn md_attention_workspace(
+    ctx: u32,
+    desc: ?*const types.AttentionDesc,
+    out: ?*f64,
+) callconv(.c) Status {
     return errors.finish("md_attention_workspace", attentionWorkspace(ctx, desc, out));
 }
 
-fn attentionWorkspace(ctx: u32, maybe_desc: ?*const types.AttentionDesc, maybe_out: ?*f64) Error!void {
+fn attentionWorkspace(
+    ctx: u32,
+    maybe_desc: ?*const types.AttentionDesc,
+    maybe_out: ?*f64,
+) Error!void {
     var desc = (try objects.required("desc", maybe_desc)).*;
     const out = try objects.required("out", maybe_out);
     // Memory is planned before it exists: only shapes count here.

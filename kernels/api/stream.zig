@@ -76,7 +76,11 @@ fn eventDestroy(handle: u32) Error!void {
     try context.requireNoCapture();
     const graphs = context.backend.event_graphs(entered.object.state);
     if (graphs != 0) {
-        return errors.fail(error.InvalidArgument, "expected an event that no graph marks, got one marked {d} times: destroy the graph first", .{graphs});
+        return errors.fail(
+            error.InvalidArgument,
+            "expected an event that no graph marks, got one marked {d} times: destroy the graph first",
+            .{graphs},
+        );
     }
     release(context, entered.object, handle);
 }

@@ -1,5 +1,5 @@
-//! What a backend is: everything that api/ needs of a device, once the arguments are checked. A backend that lacks a function or
-//! an op does not compile.
+//! What a backend is: everything that api/ needs of a device, once the arguments are checked. A
+//! backend that lacks a function or an op does not compile.
 const types = @import("../abi/types.zig");
 const manifest = @import("../abi/manifest.zig");
 const errors = @import("errors.zig");
@@ -44,7 +44,8 @@ pub const Backend = struct {
     weight_bytes: *const fn (State, n: u32, k: u32) u64,
     attention_workspace: *const fn (State, *const types.AttentionDesc) u64,
     probe: *const fn (State, types.ProbeKind, bytes: u64) Error!f64,
-    /// What has been recorded since the last call; null where the backend records nothing. Valid until the next call.
+    /// What has been recorded since the last call; null where the backend records nothing. Valid
+    /// until the next call.
     trace: *const fn (State) ?[]const u8,
     trace_clear: *const fn (State) void,
 

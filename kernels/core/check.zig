@@ -1,5 +1,5 @@
-//! Checks of descriptor fields against an expected shape and dtype. What fails is told as a reader of the code would say it:
-//! "expected x of (rows, 256) bf16, got (8, 128) bf16".
+//! Checks of descriptor fields against an expected shape and dtype. What fails is told as a reader
+//! of the code would say it: "expected x of (rows, 256) bf16, got (8, 128) bf16".
 const std = @import("std");
 const types = @import("../abi/types.zig");
 const errors = @import("errors.zig");
@@ -36,14 +36,23 @@ pub fn dtypeBytes(dtype: DType) u64 {
     };
 }
 
-pub fn tensor(comptime name: []const u8, t: *const types.Tensor, comptime dtype: DType, dims: []const Dim) Error!void {
+pub fn tensor(
+    comptime name: []const u8,
+    t: *const types.Tensor,
+    comptime dtype: DType,
+    dims: []const Dim,
+) Error!void {
     if (rawDtype(t) != @intFromEnum(dtype) or !fits(t, dims)) return mismatch(name, t, dtype, dims);
     return data(name, t.data, comptime dtypeBytes(dtype));
 }
 
 pub fn data(comptime name: []const u8, address: u64, alignment: u64) Error!void {
     if (address != 0 and address % alignment == 0) return;
-    return errors.fail(error.InvalidArgument, "expected {s} at an address that {d} divides, got 0x{x}", .{ name, alignment, address });
+    return errors.fail(
+        error.InvalidArgument,
+        "expected {s} at an address that {d} divides, got 0x{x}",
+        .{ name, alignment, address },
+    );
 }
 
 fn fits(t: *const types.Tensor, dims: []const Dim) bool {
@@ -61,10 +70,23 @@ pub fn rawDtype(t: *const types.Tensor) u32 {
     return @as(*const u32, @ptrCast(&t.dtype)).*;
 }
 
-fn mismatch(comptime name: []const u8, t: *const types.Tensor, dtype: DType, dims: []const Dim) Error {
+fn mismatch(
+    comptime name: []const u8,
+    t: *const types.Tensor,
+    dtype: DType,
+    dims: []const Dim,
+) Error {
     @branchHint(.cold);
-    if (!given(t.*)) return errors.fail(error.InvalidArgument, "expected {s} of {f} {t}, got none", .{ name, Dims{ .dims = dims }, dtype });
-    return errors.fail(error.InvalidArgument, "expected {s} of {f} {t}, got {f}", .{ name, Dims{ .dims = dims }, dtype, Shape{ .tensor = t } });
+    if (!given(t.*)) return errors.fail(
+        error.InvalidArgument,
+        "expected {s} of {f} {t}, got none",
+        .{ name, Dims{ .dims = dims }, dtype },
+    );
+    return errors.fail(
+        error.InvalidArgument,
+        "expected {s} of {f} {t}, got {f}",
+        .{ name, Dims{ .dims = dims }, dtype, Shape{ .tensor = t } },
+    );
 }
 
 const Dims = struct {
@@ -90,7 +112,10 @@ pub const Shape = struct {
         const t = self.tensor;
         if (t.rank > t.shape.len) return w.print("rank {d}", .{t.rank});
         try w.writeAll("(");
-        for (t.shape[0..t.rank], 0..) |extent, i| try w.print("{s}{d}", .{ if (i == 0) "" else ", ", extent });
+        for (t.shape[0..t.rank], 0..) |extent, i| try w.print(
+            "{s}{d}",
+            .{ if (i == 0) "" else ", ", extent },
+        );
         const dtype = std.enums.fromInt(DType, rawDtype(t));
         try w.print(") {s}", .{if (dtype) |known| @tagName(known) else "of an unknown dtype"});
     }
@@ -98,20 +123,36 @@ pub const Shape = struct {
 
 /// Descriptors end in a reserved word so that a later field of them starts from 0.
 pub fn reserved(value: u32) Error!void {
-    if (value != 0) return errors.fail(error.InvalidArgument, "expected reserved to be 0, got {d}", .{value});
+    if (value != 0) return errors.fail(
+        error.InvalidArgument,
+        "expected reserved to be 0, got {d}",
+        .{value},
+    );
 }
 
 pub fn between(comptime name: []const u8, value: u64, low: u64, high: u64) Error!void {
     if (value >= low and value <= high) return;
-    return errors.fail(error.InvalidArgument, "expected {s} of {d} to {d}, got {d}", .{ name, low, high, value });
+    return errors.fail(
+        error.InvalidArgument,
+        "expected {s} of {d} to {d}, got {d}",
+        .{ name, low, high, value },
+    );
 }
 
 pub fn finite(comptime name: []const u8, value: f32) Error!void {
-    if (!std.math.isFinite(value)) return errors.fail(error.InvalidArgument, "expected a finite {s}, got {d}", .{ name, value });
+    if (!std.math.isFinite(value)) return errors.fail(
+        error.InvalidArgument,
+        "expected a finite {s}, got {d}",
+        .{ name, value },
+    );
 }
 
 pub fn absent(comptime name: []const u8, ref: anytype, comptime reason: []const u8) Error!void {
-    if (given(ref)) return errors.fail(error.InvalidArgument, "expected no {s} {s}", .{ name, reason });
+    if (given(ref)) return errors.fail(
+        error.InvalidArgument,
+        "expected no {s} {s}",
+        .{ name, reason },
+    );
 }
 
 /// A paged cache and the layer of it that is meant.
@@ -121,28 +162,44 @@ pub fn kvCache(comptime name: []const u8, cache: *const types.KvCache, layer: u3
     try between(name ++ ".pages", cache.pages, 1, std.math.maxInt(i32));
     try between(name ++ ".kv_heads", cache.kv_heads, 1, 1 << 16);
     if (cache.page_size < 64 or cache.page_size > 4096 or !std.math.isPowerOfTwo(cache.page_size)) {
-        return errors.fail(error.InvalidArgument, "expected {s}.page_size as a power of two from 64 to 4096, got {d}", .{ name, cache.page_size });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected {s}.page_size as a power of two from 64 to 4096, got {d}",
+            .{ name, cache.page_size },
+        );
     }
     try headDim(name ++ ".head_dim", cache.head_dim);
     if (@as(*const u32, @ptrCast(&cache.dtype)).* != @intFromEnum(DType.bf16)) {
         return errors.fail(error.InvalidArgument, "expected {s} of bf16", .{name});
     }
     if (layer >= cache.layers) {
-        return errors.fail(error.InvalidArgument, "expected a layer of {s} below {d}, got {d}", .{ name, cache.layers, layer });
+        return errors.fail(
+            error.InvalidArgument,
+            "expected a layer of {s} below {d}, got {d}",
+            .{ name, cache.layers, layer },
+        );
     }
 }
 
 pub fn headDim(comptime name: []const u8, head_dim: u32) Error!void {
     switch (head_dim) {
         64, 96, 128, 256 => {},
-        else => return errors.fail(error.InvalidArgument, "expected {s} of 64, 96, 128 or 256, got {d}", .{ name, head_dim }),
+        else => return errors.fail(
+            error.InvalidArgument,
+            "expected {s} of 64, 96, 128 or 256, got {d}",
+            .{ name, head_dim },
+        ),
     }
 }
 
 /// Query heads share KV heads in groups of 1 to 16.
 pub fn headGroups(heads: u32, kv_heads: u32) Error!void {
     if (heads % kv_heads == 0 and heads / kv_heads >= 1 and heads / kv_heads <= 16) return;
-    return errors.fail(error.InvalidArgument, "expected 1 to 16 query heads for each of {d} KV heads, got {d} query heads", .{ kv_heads, heads });
+    return errors.fail(
+        error.InvalidArgument,
+        "expected 1 to 16 query heads for each of {d} KV heads, got {d} query heads",
+        .{ kv_heads, heads },
+    );
 }
 
 test "shapes are told as a reader would say them" {
@@ -156,8 +213,14 @@ test "shapes are told as a reader would say them" {
     );
     try tensor("x", &t, .bf16, &.{ is(8), any("k") });
     t.data = 65;
-    try std.testing.expectError(error.InvalidArgument, tensor("x", &t, .bf16, &.{ is(8), any("k") }));
+    try std.testing.expectError(
+        error.InvalidArgument,
+        tensor("x", &t, .bf16, &.{ is(8), any("k") }),
+    );
     t = .{};
     _ = errors.finish("md_linear", tensor("x", &t, .bf16, &wanted));
-    try std.testing.expectEqualStrings("md_linear: expected x of (rows, 256) bf16, got none", std.mem.span(errors.lastError()));
+    try std.testing.expectEqualStrings(
+        "md_linear: expected x of (rows, 256) bf16, got none",
+        std.mem.span(errors.lastError()),
+    );
 }

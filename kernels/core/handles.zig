@@ -1,7 +1,8 @@
-//! Handles: a u32 of 20 bits index and 12 bits generation. A freed slot's generation moves on, so an old handle is
-//! found out instead of followed. 0 is never a handle.
+//! Handles: a u32 of 20 bits index and 12 bits generation. A freed slot's generation moves on, so
+//! an old handle is found out instead of followed. 0 is never a handle.
 //!
-//! Looking up takes no lock: an engine may live in each of several threads of a process. Making and freeing do.
+//! Looking up takes no lock: an engine may live in each of several threads of a process. Making and
+//! freeing do.
 const std = @import("std");
 const os = @import("os.zig");
 const errors = @import("errors.zig");
@@ -52,7 +53,11 @@ pub fn make(kind: Kind, owner: Handle, object: *anyopaque) errors.Error!Handle {
     lock.acquire();
     defer lock.release();
     const index = if (first_free != 0) first_free else used;
-    if (index == capacity) return errors.fail(error.OutOfMemory, "expected at most {d} live handles", .{capacity - 1});
+    if (index == capacity) return errors.fail(
+        error.OutOfMemory,
+        "expected at most {d} live handles",
+        .{capacity - 1},
+    );
     const slot = &slots[index];
     if (first_free != 0) first_free = slot.next_free else used += 1;
     live += 1;
@@ -80,12 +85,24 @@ fn describe(kind: Kind, handle: Handle) errors.Error {
     const index = handle & index_mask;
     const tag = if (index < capacity) slots[index].tag.load(.acquire) else 0;
     const name = @tagName(kind);
-    if (handle == 0) return errors.fail(error.InvalidHandle, "expected handle of kind {s}, got 0", .{name});
+    if (handle == 0) return errors.fail(
+        error.InvalidHandle,
+        "expected handle of kind {s}, got 0",
+        .{name},
+    );
     if (tag >> 8 != handle) {
-        return errors.fail(error.InvalidHandle, "expected handle of kind {s}, got {d}, which is not alive", .{ name, handle });
+        return errors.fail(
+            error.InvalidHandle,
+            "expected handle of kind {s}, got {d}, which is not alive",
+            .{ name, handle },
+        );
     }
     const found: Kind = @enumFromInt(@as(u8, @truncate(tag)));
-    return errors.fail(error.InvalidHandle, "expected handle of kind {s}, got one of kind {s}", .{ name, @tagName(found) });
+    return errors.fail(
+        error.InvalidHandle,
+        "expected handle of kind {s}, got one of kind {s}",
+        .{ name, @tagName(found) },
+    );
 }
 
 /// Frees the handle; the object is the caller's to free.
@@ -102,7 +119,8 @@ pub fn free(handle: Handle) void {
     live -= 1;
 }
 
-/// A live handle of this kind and owner (any owner where null) at or after slot `from`, for walking over them.
+/// A live handle of this kind and owner (any owner where null) at or after slot `from`, for walking
+/// over them.
 pub fn find(kind: Kind, owner: ?Handle, from: *u32) ?Handle {
     lock.acquire();
     defer lock.release();

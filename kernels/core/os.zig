@@ -1,4 +1,5 @@
-//! The only door to the operating system: memory, files, threads, futexes, clocks, limits. Linux and macOS.
+//! The only door to the operating system: memory, files, threads, futexes, clocks, limits. Linux
+//! and macOS.
 const std = @import("std");
 const builtin = @import("builtin");
 
@@ -16,7 +17,11 @@ pub fn mapMemory(bytes: usize) error{OutOfMemory}!Bytes {
     const length = std.mem.alignForward(usize, @max(bytes, 1), page_bytes);
     if (length < huge_page_bytes) return mapPages(length);
     const whole = try mapPages(length + huge_page_bytes);
-    const start = std.mem.alignForward(usize, @intFromPtr(whole.ptr), huge_page_bytes) - @intFromPtr(whole.ptr);
+    const start = std.mem.alignForward(
+        usize,
+        @intFromPtr(whole.ptr),
+        huge_page_bytes,
+    ) - @intFromPtr(whole.ptr);
     if (start > 0) unmapMemory(whole[0..start]);
     unmapMemory(@alignCast(whole[start + length ..]));
     const result: Bytes = @alignCast(whole[start..][0..length]);
@@ -26,13 +31,23 @@ pub fn mapMemory(bytes: usize) error{OutOfMemory}!Bytes {
 }
 
 fn mapPages(length: usize) error{OutOfMemory}!Bytes {
-    const address = c.mmap(null, length, .{ .READ = true, .WRITE = true }, .{ .TYPE = .PRIVATE, .ANONYMOUS = true }, -1, 0);
+    const address = c.mmap(
+        null,
+        length,
+        .{ .READ = true, .WRITE = true },
+        .{ .TYPE = .PRIVATE, .ANONYMOUS = true },
+        -1,
+        0,
+    );
     if (address == c.MAP_FAILED) return error.OutOfMemory;
     return @as([*]align(page_bytes) u8, @ptrCast(@alignCast(address)))[0..length];
 }
 
 pub fn unmapMemory(memory: []align(page_bytes) const u8) void {
-    if (memory.len > 0) _ = c.munmap(memory.ptr, std.mem.alignForward(usize, memory.len, page_bytes));
+    if (memory.len > 0) _ = c.munmap(
+        memory.ptr,
+        std.mem.alignForward(usize, memory.len, page_bytes),
+    );
 }
 
 /// Maps a whole file for reading. An empty file is an empty slice.
@@ -74,9 +89,17 @@ pub fn wait(word: *const Word, expected: u32) void {
 /// Wakes at most `count` of those who sleep on `word`.
 pub fn wake(word: *const Word, count: u32) void {
     if (is_linux) {
-        _ = linux.futex_3arg(word, .{ .cmd = .WAKE, .private = true }, @min(count, std.math.maxInt(i32)));
+        _ = linux.futex_3arg(
+            word,
+            .{ .cmd = .WAKE, .private = true },
+            @min(count, std.math.maxInt(i32)),
+        );
     } else {
-        _ = c.__ulock_wake(.{ .op = .COMPARE_AND_WAIT, .NO_ERRNO = true, .WAKE_ALL = count > 1 }, word, 0);
+        _ = c.__ulock_wake(
+            .{ .op = .COMPARE_AND_WAIT, .NO_ERRNO = true, .WAKE_ALL = count > 1 },
+            word,
+            0,
+        );
     }
 }
 
@@ -130,7 +153,10 @@ pub fn memoryState() MemoryState {
     };
     inline for (.{
         .{ "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current" },
-        .{ "/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes" },
+        .{
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        },
     }) |paths| {
         if (smallNumber(paths[0])) |limit| {
             const used = smallNumber(paths[1]) orelse 0;
@@ -178,7 +204,9 @@ test "memory is zeroed, aligned and can be given back" {
         defer unmapMemory(memory);
         try std.testing.expect(memory.len >= bytes);
         try std.testing.expect(std.mem.allEqual(u8, memory, 0));
-        if (bytes > huge_page_bytes) try std.testing.expect(@intFromPtr(memory.ptr) % huge_page_bytes == 0);
+        if (bytes > huge_page_bytes) try std.testing.expect(
+            @intFromPtr(memory.ptr) % huge_page_bytes == 0,
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! The CPU as a device: memory is the process's own, the stream is an Executor, and kernels come from the chosen level's table.
+//! The CPU as a device: memory is the process's own, the stream is an Executor, and kernels come
+//! from the chosen level's table.
 const std = @import("std");
 const types = @import("../abi/types.zig");
 const backend_mod = @import("../core/backend.zig");
@@ -82,9 +83,17 @@ fn graphOf(graph: *anyopaque) *Graph {
 }
 
 fn open(desc: *const types.ContextDesc) Error!State {
-    if (desc.device != 0) return errors.fail(error.InvalidArgument, "expected device 0, the only CPU, got {d}", .{desc.device});
+    if (desc.device != 0) return errors.fail(
+        error.InvalidArgument,
+        "expected device 0, the only CPU, got {d}",
+        .{desc.device},
+    );
     const threads = if (desc.threads == 0) os.usableCores() else desc.threads;
-    if (threads > max_threads) return errors.fail(error.InvalidArgument, "expected at most {d} threads, got {d}", .{ max_threads, threads });
+    if (threads > max_threads) return errors.fail(
+        error.InvalidArgument,
+        "expected at most {d} threads, got {d}",
+        .{ max_threads, threads },
+    );
     const level = try levels.choose(desc.level);
     const self = try gpa.create(Cpu);
     errdefer gpa.destroy(self);
@@ -113,7 +122,11 @@ fn info(state: State) types.DeviceInfo {
 
 fn alloc(_: State, _: types.MemoryKind, bytes: u64) Error!backend_mod.Memory {
     const available = os.memoryState().available;
-    if (bytes > available) return errors.fail(error.OutOfMemory, "expected at most the {d} bytes available, got {d}", .{ available, bytes });
+    if (bytes > available) return errors.fail(
+        error.OutOfMemory,
+        "expected at most the {d} bytes available, got {d}",
+        .{ available, bytes },
+    );
     const memory = os.mapMemory(@intCast(bytes)) catch
         return errors.fail(error.OutOfMemory, "the system refused {d} bytes", .{bytes});
     return .{ .address = @intFromPtr(memory.ptr), .bytes = memory.len };
@@ -135,7 +148,9 @@ fn read(state: State, host: []u8, source: u64) Error!void {
 }
 
 fn fill(state: State, destination: u64, byte: u8, bytes: u64) Error!void {
-    return cpu(state).executor.enqueue(.{ .fill = .{ .destination = destination, .bytes = bytes, .byte = byte } });
+    return cpu(state).executor.enqueue(
+        .{ .fill = .{ .destination = destination, .bytes = bytes, .byte = byte } },
+    );
 }
 
 fn sync(state: State) Error!void {

@@ -1,4 +1,5 @@
-//! What a stream carries: kernels with a copy of their descriptor, and the small things that the driver does by itself.
+//! What a stream carries: kernels with a copy of their descriptor, and the small things that the
+//! driver does by itself.
 const std = @import("std");
 const os = @import("../core/os.zig");
 const errors = @import("../core/errors.zig");
@@ -32,7 +33,8 @@ pub const Write = struct {
     staging_end: ?u64,
 };
 
-/// A place in the stream: the host counts the marks that it enqueued, the device those that it reached.
+/// A place in the stream: the host counts the marks that it enqueued, the device those that it
+/// reached.
 pub const Event = struct {
     reached: os.Word = .init(0),
     waiting: std.atomic.Value(u32) = .init(0),
@@ -58,7 +60,8 @@ pub const Event = struct {
     }
 };
 
-/// Recorded commands. Nothing in it changes once recording has ended: each replay works on copies of the descriptors.
+/// Recorded commands. Nothing in it changes once recording has ended: each replay works on copies
+/// of the descriptors.
 pub const Graph = struct {
     gpa: std.mem.Allocator,
     commands: std.ArrayList(Command) = .empty,

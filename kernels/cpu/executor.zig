@@ -1,7 +1,8 @@
-//! One in-order stream: the host puts commands into a bounded ring and the pool's threads run them. Graphs are replayed by one command.
+//! One in-order stream: the host puts commands into a bounded ring and the pool's threads run them.
+//! Graphs are replayed by one command.
 //!
-//! Host side: one thread at a time (api/ sees to that). Device side: the pool's driver. They share the ring's two counters, which are
-//! compared by difference and so may wrap.
+//! Host side: one thread at a time (api/ sees to that). Device side: the pool's driver. They share
+//! the ring's two counters, which are compared by difference and so may wrap.
 const std = @import("std");
 const os = @import("../core/os.zig");
 const errors = @import("../core/errors.zig");
@@ -13,7 +14,8 @@ pub const Command = command_mod.Command;
 pub const Graph = command_mod.Graph;
 pub const Event = command_mod.Event;
 
-/// Far more than the ops of a model's step, so that the host seldom waits; a power of two, so that wrapped counters find their slot.
+/// Far more than the ops of a model's step, so that the host seldom waits; a power of two, so that
+/// wrapped counters find their slot.
 const ring_commands = 512;
 const staging_bytes = 1 << 20;
 /// The largest piece of a write: several fit the staging ring, so that copying in and out overlap.
@@ -52,7 +54,11 @@ pub const Executor = struct {
         self.* = .{ .gpa = gpa, .pool = undefined, .ring = ring, .staging = staging };
         self.pool.start(gpa, self, threads) catch |err| return switch (err) {
             error.OutOfMemory => error.OutOfMemory,
-            error.Unavailable => errors.fail(error.Unavailable, "expected to start {d} threads, the system refused", .{threads}),
+            error.Unavailable => errors.fail(
+                error.Unavailable,
+                "expected to start {d} threads, the system refused",
+                .{threads},
+            ),
         };
         return self;
     }
@@ -72,7 +78,11 @@ pub const Executor = struct {
 
     // Host side.
 
-    pub fn enqueueKernel(self: *Executor, kernel: *const kernel_mod.Kernel, desc: anytype) errors.Error!void {
+    pub fn enqueueKernel(
+        self: *Executor,
+        kernel: *const kernel_mod.Kernel,
+        desc: anytype,
+    ) errors.Error!void {
         const bytes = @sizeOf(@TypeOf(desc.*));
         comptime std.debug.assert(bytes <= command_mod.max_desc_bytes);
         const slot = if (self.recording) |graph| try graph.add() else self.freeSlot();
@@ -142,7 +152,8 @@ pub const Executor = struct {
     fn freeSlot(self: *Executor) *Command {
         const enqueued = self.enqueued.load(.monotonic);
         if (enqueued -% self.completed.load(.acquire) == ring_commands) {
-            // Half a ring at once: waking the host for each slot would cost more than the slot is worth.
+            // Half a ring at once: waking the host for each slot would cost more than the slot is
+            // worth.
             self.waitFor(enqueued -% ring_commands / 2);
         }
         return &self.ring[enqueued % ring_commands];
@@ -157,7 +168,8 @@ pub const Executor = struct {
     fn stage(self: *Executor, bytes: []const u8) [*]const u8 {
         const offset = self.staging_head % staging_bytes;
         if (offset + bytes.len > staging_bytes) self.staging_head += staging_bytes - offset;
-        if (self.staging_head + bytes.len - self.staging_tail.load(.acquire) > staging_bytes) self.sync();
+        const used = self.staging_head - self.staging_tail.load(.acquire);
+        if (used + bytes.len > staging_bytes) self.sync();
         const place = self.staging[self.staging_head % staging_bytes ..][0..bytes.len];
         @memcpy(place, bytes);
         self.staging_head += bytes.len;
@@ -232,11 +244,13 @@ pub const Executor = struct {
 
     fn nextCommand(self: *Executor) ?*const Command {
         if (self.graph) |graph| {
-            if (self.graph_position < graph.commands.items.len) return &graph.commands.items[self.graph_position];
+            const commands = graph.commands.items;
+            if (self.graph_position < commands.len) return &commands[self.graph_position];
             self.graph = null;
             self.finishCommand();
         }
-        return if (self.pending()) &self.ring[self.completed.load(.monotonic) % ring_commands] else null;
+        if (!self.pending()) return null;
+        return &self.ring[self.completed.load(.monotonic) % ring_commands];
     }
 
     /// Moves on by one: within the graph where one is running, else in the ring.
@@ -247,7 +261,10 @@ pub const Executor = struct {
         }
         const completed = self.completed.load(.monotonic) +% 1;
         self.completed.store(completed, .seq_cst);
-        if (self.waiting.load(.seq_cst) != 0 and reached(completed, self.wait_target.load(.monotonic))) {
+        if (self.waiting.load(.seq_cst) != 0 and reached(
+            completed,
+            self.wait_target.load(.monotonic),
+        )) {
             os.wake(&self.completed, std.math.maxInt(u32));
         }
     }

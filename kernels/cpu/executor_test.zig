@@ -7,8 +7,9 @@ const executor_mod = @import("executor.zig");
 const Executor = executor_mod.Executor;
 const gpa = std.testing.allocator;
 
-/// Two phases over `counts`: the first adds 1 to each of `items` counters, the second checks them and sets them back. A stale or doubled
-/// item, or a phase that starts early, leaves a wrong counter behind.
+/// Two phases over `counts`: the first adds 1 to each of `items` counters, the second checks them
+/// and sets them back. A stale or doubled item, or a phase that starts early, leaves a wrong
+/// counter behind.
 const CheckDesc = extern struct {
     counts: [*]u32,
     errors: *u32,
@@ -45,7 +46,12 @@ const Lower = struct {
     }
 
     pub fn run(desc: *const CheckDesc, item: u32, _: *const kernel_mod.Scratch) void {
-        if (desc.counts[item] != 1 or desc.planned != 1) @atomicStore(u32, desc.errors, 3, .monotonic);
+        if (desc.counts[item] != 1 or desc.planned != 1) @atomicStore(
+            u32,
+            desc.errors,
+            3,
+            .monotonic,
+        );
         desc.counts[item] = 0;
     }
 };
@@ -135,9 +141,14 @@ test "writes are copied at the call, whatever their size" {
     var prng = std.Random.DefaultPrng.init(5);
     prng.random().bytes(source);
     @memset(want, 7);
-    try executor.enqueue(.{ .fill = .{ .destination = @intFromPtr(got.ptr), .bytes = bytes, .byte = 7 } });
+    try executor.enqueue(
+        .{ .fill = .{ .destination = @intFromPtr(got.ptr), .bytes = bytes, .byte = 7 } },
+    );
     for (0..300) |_| {
-        const length = prng.random().uintLessThan(usize, if (prng.random().uintLessThan(u32, 20) == 0) bytes else 70_000);
+        const length = prng.random().uintLessThan(
+            usize,
+            if (prng.random().uintLessThan(u32, 20) == 0) bytes else 70_000,
+        );
         const from = prng.random().uintLessThan(usize, bytes - length);
         const to = prng.random().uintLessThan(usize, bytes - length);
         @memcpy(want[to..][0..length], source[from..][0..length]);

@@ -17,35 +17,55 @@ const compiled = blk: {
     for (&result, options.levels) |*level, name| {
         level.* = .{
             .name = std.meta.stringToEnum(CpuLevel, name).?,
-            .table = @extern(*const kernel_mod.LevelTable, .{ .name = "magicdec_level_" ++ name, .visibility = .hidden }),
+            .table = @extern(
+                *const kernel_mod.LevelTable,
+                .{ .name = "magicdec_level_" ++ name, .visibility = .hidden },
+            ),
         };
     }
     break :blk result;
 };
 
-/// The wanted level; for `auto` the one named by MAGICDEC_CPU_LEVEL, or else the best that this machine runs.
+/// The wanted level; for `auto` the one named by MAGICDEC_CPU_LEVEL, or else the best that this
+/// machine runs.
 pub fn choose(wanted: CpuLevel) errors.Error!Level {
     if (wanted != .auto) return named(wanted);
     const text = os.environment("MAGICDEC_CPU_LEVEL") orelse "";
     if (text.len > 0) {
         const level = std.meta.stringToEnum(CpuLevel, text) orelse
-            return errors.fail(error.InvalidArgument, "expected MAGICDEC_CPU_LEVEL to be auto, baseline, v3, v4 or v4_bf16, got \"{s}\"", .{text});
+            return errors.fail(
+                error.InvalidArgument,
+                "expected MAGICDEC_CPU_LEVEL to be auto, baseline, v3, v4 or v4_bf16, got \"{s}\"",
+                .{text},
+            );
         if (level != .auto) return named(level);
     }
     var best = compiled[0];
     for (compiled) |level| {
         if (runs(level.name)) best = level;
     }
-    return if (runs(best.name)) best else errors.fail(error.Unsupported, "expected at least an x86-64-v2 CPU (SSE 4.2, POPCNT)", .{});
+    return if (runs(best.name)) best else errors.fail(
+        error.Unsupported,
+        "expected at least an x86-64-v2 CPU (SSE 4.2, POPCNT)",
+        .{},
+    );
 }
 
 fn named(wanted: CpuLevel) errors.Error!Level {
     for (compiled) |level| {
         if (level.name != wanted) continue;
         if (runs(wanted)) return level;
-        return errors.fail(error.Unsupported, "expected a CPU that runs level {s}; this one does not", .{@tagName(wanted)});
+        return errors.fail(
+            error.Unsupported,
+            "expected a CPU that runs level {s}; this one does not",
+            .{@tagName(wanted)},
+        );
     }
-    return errors.fail(error.Unsupported, "expected a level of this library, got {s}, which is for x86-64 only", .{@tagName(wanted)});
+    return errors.fail(
+        error.Unsupported,
+        "expected a level of this library, got {s}, which is for x86-64 only",
+        .{@tagName(wanted)},
+    );
 }
 
 fn runs(level: CpuLevel) bool {
@@ -60,7 +80,8 @@ fn runs(level: CpuLevel) bool {
     };
 }
 
-/// What the CPU has and the system saves on a switch of threads. Each level includes the ones before.
+/// What the CPU has and the system saves on a switch of threads. Each level includes the ones
+/// before.
 const Features = struct {
     v2: bool,
     v3: bool,
@@ -70,7 +91,12 @@ const Features = struct {
     fn read() Features {
         const highest = cpuid(0, 0).eax;
         const one = cpuid(1, 0);
-        const seven: Leaf = if (highest >= 7) cpuid(7, 0) else .{ .eax = 0, .ebx = 0, .ecx = 0, .edx = 0 };
+        const seven: Leaf = if (highest >= 7) cpuid(7, 0) else .{
+            .eax = 0,
+            .ebx = 0,
+            .ecx = 0,
+            .edx = 0,
+        };
         const extended = cpuid(0x8000_0001, 0);
         // 9 SSSE3, 13 CMPXCHG16B, 19 SSE4.1, 20 SSE4.2, 23 POPCNT
         const v2 = has(one.ecx, &.{ 9, 13, 19, 20, 23 });

@@ -1,29 +1,36 @@
-//! A fixed set of threads that run phases one after another, each phase cut into items that any thread may take.
+//! A fixed set of threads that run phases one after another, each phase cut into items that any
+//! thread may take.
 //!
 //! How a phase runs
-//!  - One thread at a time is the driver: it asks the source for the next phase and publishes it. Whoever completes the last
-//!    item of a phase is the driver of the next, so no thread waits for another one to notice that a phase is over.
-//!  - `work` holds phase number << 32 | items not yet claimed. Claiming an item is one compare-and-swap that takes 1 off.
+//!  - One thread at a time is the driver: it asks the source for the next phase and publishes it.
+//!    Whoever completes the last item of a phase is the driver of the next, so no thread waits for
+//!    another one to notice that a phase is over.
+//!  - `work` holds phase number << 32 | items not yet claimed. Claiming an item is one
+//!    compare-and-swap that takes 1 off.
 //!  - `done` counts finished items. A thread adds what it ran once it finds nothing more to claim.
 //!
 //! Why a late thread can do no harm
-//!  - A thread that read `work` and was then taken off its core may come back in a later phase. Its compare-and-swap fails,
-//!    because the phase number in the word has moved on (it repeats after 2^32 phases, an hour at best).
-//!  - `phase` is read only after a claim succeeded. From then on that phase cannot end before this thread has added to `done`,
-//!    so neither `phase` nor the descriptor behind it changes meanwhile. For the same reason every claim that a thread makes
-//!    before it adds to `done` belongs to one and the same phase.
-//!  - A thread that the system takes away holds up the one item that it has; the others run all the rest, then go to sleep, which
-//!    frees a core for it.
+//!  - A thread that read `work` and was then taken off its core may come back in a later phase. Its
+//!    compare-and-swap fails, because the phase number in the word has moved on (it repeats after
+//!    2^32 phases, an hour at best).
+//!  - `phase` is read only after a claim succeeded. From then on that phase cannot end before this
+//!    thread has added to `done`, so neither `phase` nor the descriptor behind it changes
+//!    meanwhile. For the same reason every claim that a thread makes before it adds to `done`
+//!    belongs to one and the same phase.
+//!  - A thread that the system takes away holds up the one item that it has; the others run all the
+//!    rest, then go to sleep, which frees a core for it.
 //!
-//! Why no wake-up is lost: a sleeper raises `sleepers` and then looks for work once more; whoever makes work looks at `sleepers`
-//! afterwards. Both in sequentially consistent order, so at least one of them sees the other; and a wake-up that comes between the last
-//! look and the wait has changed `wakes`, so the wait returns at once.
+//! Why no wake-up is lost: a sleeper raises `sleepers` and then looks for work once more; whoever
+//! makes work looks at `sleepers` afterwards. Both in sequentially consistent order, so at least
+//! one of them sees the other; and a wake-up that comes between the last look and the wait has
+//! changed `wakes`, so the wait returns at once.
 const std = @import("std");
 const os = @import("../core/os.zig");
 const kernel_mod = @import("kernel.zig");
 
-/// How long an idle thread looks for work before it sleeps: phases of one step follow each other within this time, and waking
-/// a sleeper costs about as much. Longer would keep a core from whoever else needs it.
+/// How long an idle thread looks for work before it sleeps: phases of one step follow each other
+/// within this time, and waking a sleeper costs about as much. Longer would keep a core from
+/// whoever else needs it.
 const spin_ns = 30 * std.time.ns_per_us;
 /// Looks between two readings of the clock.
 const spin_batch = 32;
@@ -34,8 +41,8 @@ pub const Phase = struct {
     items: u32,
 };
 
-/// `Source` gives the work: `pending(*Source) bool` from any thread, and for the driver `next(*Source) ?Phase`, which is called when
-/// everything that it gave before is finished.
+/// `Source` gives the work: `pending(*Source) bool` from any thread, and for the driver
+/// `next(*Source) ?Phase`, which is called when everything that it gave before is finished.
 pub fn Pool(comptime Source: type) type {
     return struct {
         const Self = @This();
@@ -54,7 +61,12 @@ pub fn Pool(comptime Source: type) type {
         threads: []os.Thread,
         scratch: os.Bytes,
 
-        pub fn start(self: *Self, gpa: std.mem.Allocator, source: *Source, count: u32) error{ OutOfMemory, Unavailable }!void {
+        pub fn start(
+            self: *Self,
+            gpa: std.mem.Allocator,
+            source: *Source,
+            count: u32,
+        ) error{ OutOfMemory, Unavailable }!void {
             const threads = try gpa.alloc(os.Thread, count);
             errdefer gpa.free(threads);
             const scratch = try os.mapMemory(count * kernel_mod.scratch_bytes);
@@ -145,7 +157,8 @@ pub fn Pool(comptime Source: type) type {
             self.wakeFor(phase.items);
         }
 
-        /// Runs items until none is left to claim. True for the one thread that completed the phase.
+        /// Runs items until none is left to claim. True for the one thread that completed the
+        /// phase.
         fn participate(self: *Self, scratch: *const kernel_mod.Scratch) bool {
             var left = self.claim() orelse return false;
             const phase = self.phase;
@@ -162,7 +175,12 @@ pub fn Pool(comptime Source: type) type {
         fn claim(self: *Self) ?u32 {
             var word = self.work.load(.acquire);
             while (itemsLeft(word) != 0) {
-                word = self.work.cmpxchgWeak(word, word - 1, .acquire, .acquire) orelse return itemsLeft(word);
+                word = self.work.cmpxchgWeak(
+                    word,
+                    word - 1,
+                    .acquire,
+                    .acquire,
+                ) orelse return itemsLeft(word);
             }
             return null;
         }
@@ -172,7 +190,9 @@ pub fn Pool(comptime Source: type) type {
         }
 
         fn ready(self: *Self) bool {
-            if (itemsLeft(self.work.load(.seq_cst)) != 0 or self.stopping.load(.seq_cst) != 0) return true;
+            if (itemsLeft(
+                self.work.load(.seq_cst),
+            ) != 0 or self.stopping.load(.seq_cst) != 0) return true;
             return self.driving.load(.seq_cst) == 0 and self.source.pending();
         }
 

@@ -39,14 +39,29 @@ const Share = struct {
         const sink: *f32 = @ptrCast(scratch.data);
         sink.* = 1;
         const data = desc.data + item * desc.bytes_per_item;
-        desc.shared.work[item] = desc.shared.table.probe(desc.kind, data, desc.bytes_per_item, desc.rounds, sink);
+        desc.shared.work[item] = desc.shared.table.probe(
+            desc.kind,
+            data,
+            desc.bytes_per_item,
+            desc.rounds,
+            sink,
+        );
     }
 };
 
 /// GB/s or GFLOP/s.
-pub fn measure(executor: *Executor, table: *const kernel_mod.LevelTable, kind: types.ProbeKind, bytes: usize) errors.Error!f64 {
+pub fn measure(
+    executor: *Executor,
+    table: *const kernel_mod.LevelTable,
+    kind: types.ProbeKind,
+    bytes: usize,
+) errors.Error!f64 {
     const threads = executor.threadCount();
-    const data = os.mapMemory(bytes) catch return errors.fail(error.OutOfMemory, "the system refused {d} bytes", .{bytes});
+    const data = os.mapMemory(bytes) catch return errors.fail(
+        error.OutOfMemory,
+        "the system refused {d} bytes",
+        .{bytes},
+    );
     defer os.unmapMemory(data);
     // Untouched pages are all the same page of zeros, which no memory bus would see.
     @memset(data, 1);

@@ -1,7 +1,8 @@
-//! Records each call as a line of text and computes nothing, so that what TypeScript decides can be tested anywhere. Memory is real
-//! and stays what the host wrote; sizes follow the CPU's layout.
+//! Records each call as a line of text and computes nothing, so that what TypeScript decides can be
+//! tested anywhere. Memory is real and stays what the host wrote; sizes follow the CPU's layout.
 //!
-//! A line is "name key=value ...", tensors as their shape and dtype; inside a capture it begins with "graph=N ".
+//! A line is "name key=value ...", tensors as their shape and dtype; inside a capture it begins
+//! with "graph=N ".
 const std = @import("std");
 const types = @import("../abi/types.zig");
 const manifest = @import("../abi/manifest.zig");
@@ -27,10 +28,17 @@ const Null = struct {
     /// Begins a line.
     fn line(self: *Null, name: []const u8) Error!*std.Io.Writer {
         if (self.trace.written().len > max_trace_bytes) {
-            return errors.fail(error.OutOfMemory, "expected a trace of at most {d} MiB: read it with md_trace_read", .{max_trace_bytes >> 20});
+            return errors.fail(
+                error.OutOfMemory,
+                "expected a trace of at most {d} MiB: read it with md_trace_read",
+                .{max_trace_bytes >> 20},
+            );
         }
         const w = &self.trace.writer;
-        if (self.recording) |graph| w.print("graph={d} ", .{graph.number}) catch return error.OutOfMemory;
+        if (self.recording) |graph| w.print(
+            "graph={d} ",
+            .{graph.number},
+        ) catch return error.OutOfMemory;
         w.writeAll(name) catch return error.OutOfMemory;
         return w;
     }
@@ -104,8 +112,14 @@ fn writeFields(comptime Desc: type, w: *std.Io.Writer, desc: *const Desc) std.Io
                     field.name, value.layers, value.pages, value.kv_heads, value.page_size, value.head_dim,
                 });
             },
-            types.Weight => try w.print(" {s}=({d}, {d}) {t}", .{ field.name, value.n, value.k, value.format }),
-            u64 => if (comptime !isAddress(field.name)) try w.print(" {s}={d}", .{ field.name, value.* }),
+            types.Weight => try w.print(
+                " {s}=({d}, {d}) {t}",
+                .{ field.name, value.n, value.k, value.format },
+            ),
+            u64 => if (comptime !isAddress(field.name)) try w.print(
+                " {s}={d}",
+                .{ field.name, value.* },
+            ),
             else => if (@typeInfo(field.type) == .@"enum") {
                 try w.print(" {s}={t}", .{ field.name, value.* });
             } else {
@@ -158,7 +172,11 @@ fn info(state: State) types.DeviceInfo {
 
 fn alloc(state: State, kind: types.MemoryKind, bytes: u64) Error!backend_mod.Memory {
     const available = os.memoryState().available;
-    if (bytes > available) return errors.fail(error.OutOfMemory, "expected at most the {d} bytes available, got {d}", .{ available, bytes });
+    if (bytes > available) return errors.fail(
+        error.OutOfMemory,
+        "expected at most the {d} bytes available, got {d}",
+        .{ available, bytes },
+    );
     const memory = os.mapMemory(@intCast(bytes)) catch
         return errors.fail(error.OutOfMemory, "the system refused {d} bytes", .{bytes});
     errdefer os.unmapMemory(memory);
@@ -185,7 +203,10 @@ fn read(state: State, host: []u8, source: u64) Error!void {
 fn fill(state: State, destination: u64, byte: u8, bytes: u64) Error!void {
     const self = stateOf(state);
     try self.note("memory_fill", " byte={d} bytes={d}", .{ byte, bytes });
-    if (self.recording == null) @memset(@as([*]u8, @ptrFromInt(destination))[0..@intCast(bytes)], byte);
+    if (self.recording == null) @memset(
+        @as([*]u8, @ptrFromInt(destination))[0..@intCast(bytes)],
+        byte,
+    );
 }
 
 fn sync(state: State) Error!void {
@@ -261,7 +282,11 @@ fn attentionWorkspace(_: State, _: *const types.AttentionDesc) u64 {
 }
 
 fn probe(_: State, _: types.ProbeKind, _: u64) Error!f64 {
-    return errors.fail(error.Unsupported, "expected a backend that computes, got the null backend", .{});
+    return errors.fail(
+        error.Unsupported,
+        "expected a backend that computes, got the null backend",
+        .{},
+    );
 }
 
 fn trace(state: State) ?[]const u8 {

@@ -1,4 +1,5 @@
-//! The C functions as a caller sees them, on both backends: handles, captures, copies, files and traces.
+//! The C functions as a caller sees them, on both backends: handles, captures, copies, files and
+//! traces.
 const std = @import("std");
 const types = @import("../abi/types.zig");
 const manifest = @import("../abi/manifest.zig");
@@ -33,7 +34,10 @@ pub fn expectError(status: Status, text: []const u8, got: Status) !void {
 
 pub fn open(backend: types.Backend) !u32 {
     var ctx: u32 = 0;
-    try expectEqual(.ok, context_api.md_context_create(&.{ .backend = backend, .threads = 2 }, &ctx));
+    try expectEqual(
+        .ok,
+        context_api.md_context_create(&.{ .backend = backend, .threads = 2 }, &ctx),
+    );
     return ctx;
 }
 
@@ -48,7 +52,12 @@ fn alloc(ctx: u32, bytes: f64) !types.Allocation {
 }
 
 fn addDesc(address: u64) types.AddDesc {
-    const t: types.Tensor = .{ .data = address, .shape = .{ 1, 4, 0, 0 }, .rank = 2, .dtype = .bf16 };
+    const t: types.Tensor = .{
+        .data = address,
+        .shape = .{ 1, 4, 0, 0 },
+        .rank = 2,
+        .dtype = .bf16,
+    };
     return .{ .a = t, .b = t, .out = t };
 }
 
@@ -64,7 +73,11 @@ test "handles of a destroyed context are dead, and so is what it owned" {
     try expectEqual(.invalid_handle, context_api.md_context_destroy(ctx));
     try expectEqual(.invalid_handle, memory_api.md_memory_free(memory.handle));
     try expectEqual(.invalid_handle, stream_api.md_event_wait(event));
-    try expectError(.invalid_handle, "md_stream_sync: expected handle of kind context, got 0", stream_api.md_stream_sync(0));
+    try expectError(
+        .invalid_handle,
+        "md_stream_sync: expected handle of kind context, got 0",
+        stream_api.md_stream_sync(0),
+    );
 }
 
 test "a handle of another kind and null pointers are refused" {
@@ -79,9 +92,15 @@ test "a handle of another kind and null pointers are refused" {
     try expectEqual(.invalid_argument, context_api.md_device_info(ctx, null));
     try expectEqual(.invalid_argument, op("add")(ctx, null));
     try expectEqual(.invalid_argument, memory_api.md_memory_write(ctx, memory.address, null, 4));
-    try expectEqual(.invalid_argument, memory_api.md_memory_write(ctx, memory.address, "1234", 3.5));
+    try expectEqual(
+        .invalid_argument,
+        memory_api.md_memory_write(ctx, memory.address, "1234", 3.5),
+    );
     try expectEqual(.invalid_argument, memory_api.md_memory_alloc(ctx, 7, 64, null));
-    try expectEqual(.out_of_memory, memory_api.md_memory_alloc(ctx, 0, 1 << 50, @constCast(&memory)));
+    try expectEqual(
+        .out_of_memory,
+        memory_api.md_memory_alloc(ctx, 0, 1 << 50, @constCast(&memory)),
+    );
 }
 
 test "what cannot be part of a graph names itself, on both backends" {
@@ -102,7 +121,10 @@ test "what cannot be part of a graph names itself, on both backends" {
         );
         try expectEqual(.capture_violation, stream_api.md_event_wait(event));
         try expectEqual(.capture_violation, stream_api.md_event_destroy(event));
-        try expectEqual(.capture_violation, memory_api.md_memory_read(ctx, &bytes, memory.address, 8));
+        try expectEqual(
+            .capture_violation,
+            memory_api.md_memory_read(ctx, &bytes, memory.address, 8),
+        );
         try expectEqual(.capture_violation, memory_api.md_memory_free(memory.handle));
         try expectEqual(.capture_violation, memory_api.md_memory_alloc(ctx, 0, 64, &memory));
         try expectEqual(.capture_violation, graph_api.md_graph_begin(ctx));
@@ -153,7 +175,9 @@ test "weights are packed from a file that is still what its header said" {
     defer folder.cleanup();
     const header = "{\"w\":{}}";
     const weights = [_]u16{ 0x3f80, 0x4000, 0x4040, 0x4080 };
-    const content = std.mem.asBytes(&std.mem.nativeToLittle(u64, header.len)).* ++ header.* ++ std.mem.asBytes(&weights).*;
+    const content = std.mem.asBytes(
+        &std.mem.nativeToLittle(u64, header.len),
+    ).* ++ header.* ++ std.mem.asBytes(&weights).*;
     try folder.dir.writeFile(std.testing.io, .{ .sub_path = "w.safetensors", .data = &content });
     var buffer: [std.fs.max_path_bytes]u8 = undefined;
     const length = try folder.dir.realPathFile(std.testing.io, "w.safetensors", &buffer);

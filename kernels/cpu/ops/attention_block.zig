@@ -176,9 +176,10 @@ pub fn Block(comptime d: usize) type {
             var parts = @as(u32, 1) << shift;
             for (0..self.tiles) |i| {
                 const end = tile.start + layout.tile;
-                if (self.tile_low[i] >= end or self.tile_high[i] <= tile.start) continue;
+                const high = self.tile_high[i];
+                if (self.tile_low[i] >= @min(end, high) or high <= tile.start) continue;
                 tile.low = self.tile_low[i] -| tile.start;
-                tile.high = @min(self.tile_high[i] - tile.start, layout.tile);
+                tile.high = @min(high - tile.start, layout.tile);
                 const first = self.tile_first[i];
                 const state: tile_mod.Rows(d) = .{
                     .q = self.q[first * d / 2 ..].ptr,

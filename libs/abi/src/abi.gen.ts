@@ -785,10 +785,10 @@ export const symbols = {
   md_publish: { args: ["u32", "ptr"], returns: "i32" },
 } as const;
 
-/** Host memory for the length of a call: an address, or an array that the engine keeps in place. */
+/** Host memory for the length of a call: an address, or an array that stays in place. */
 export type HostMemory = number | ArrayBufferView | null;
 
-/** The loaded functions. Those that return a number return a Status unless their text says otherwise. */
+/** The loaded functions; those that can fail return a Status. */
 export interface NativeLibrary {
   /** Raised by hand when the meaning of the ABI changes. */
   md_abi_version(): number;
