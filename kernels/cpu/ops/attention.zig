@@ -69,7 +69,9 @@ fn attendItem(
             source = .init(desc, &place, c < sequence.prefix_chunks);
             setRows(d, block, desc, &place, &source);
         }
-        source.attend(d, block, sequence, @intCast(c), @intCast(end));
+        const leaves_prefix = c + 1 == sequence.prefix_chunks and c + 1 < end;
+        const follow = if (leaves_prefix) firstMainTile(desc, &place) else null;
+        source.attend(d, block, sequence, @intCast(c), @intCast(end), follow);
         if (direct) {
             block.foldChunk();
         } else for (0..block.rows) |r| {
@@ -147,18 +149,28 @@ const Source = struct {
         sequence: *const plan_mod.Sequence,
         c: u32,
         end: u32,
+        follow: ?source_mod.Pair,
     ) void {
         if (self.is_prefix) {
             const limit = @min(sequence.prefix_tokens, @min(end, sequence.prefix_chunks) * chunk);
-            block.attend(&self.pages, self.indices, c * chunk, @min((c + 1) * chunk, limit), limit);
+            const last = @min((c + 1) * chunk, limit);
+            block.attend(&self.pages, self.indices, c * chunk, last, limit, follow);
         } else {
             const shift = sequence.first_chunk -% sequence.prefix_chunks;
             const limit = @min(sequence.length, (end +% shift) * chunk);
             const begin = (c +% shift) * chunk;
-            block.attend(&self.pages, null, begin, begin + chunk, limit);
+            block.attend(&self.pages, null, begin, begin + chunk, limit, follow);
         }
     }
 };
+
+/// Where the main range of an item begins: what to prefetch while its prefix ends.
+fn firstMainTile(desc: *const Desc, place: *const plan_mod.Place) ?source_mod.Pair {
+    const start = plan_mod.mainStart(desc, place.s, place.sequence.position);
+    if (start >= place.sequence.length) return null;
+    const main: Source = .init(desc, place, false);
+    return main.pages.tile(start);
+}
 
 /// Loads the block's queries and token ranges for a source. Row index = new row x group + head
 /// within the group.

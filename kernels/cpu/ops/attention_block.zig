@@ -15,6 +15,9 @@ const ahead_tiles = 1;
 /// Up to 4 register tiles share the prefetching of a tile.
 const max_later_shift = 2;
 
+/// Shifts every prefetch onto the first lines, which are there already.
+const no_prefetch = std.math.maxInt(u5);
+
 const max_tiles = block_rows / tile_mod.max_rows + 1;
 
 /// The result of a row over some chunks: sums weighted by 2^(log2 * (score - max)).
@@ -130,7 +133,8 @@ pub fn Block(comptime d: usize) type {
         }
 
         /// Attends all rows to tokens [begin, end) of one chunk of `pages`, or to the tokens that
-        /// indices[begin .. end) name. Tiles before `ahead_end` are prefetched beyond `end`.
+        /// indices[begin .. end) name. Tiles before `ahead_end` are prefetched beyond `end`, and after
+        /// them `follow`: what this item reads next.
         pub fn attend(
             self: *Self,
             pages: *const source_mod.Pages,
@@ -138,6 +142,7 @@ pub fn Block(comptime d: usize) type {
             begin: u32,
             end: u32,
             ahead_end: u32,
+            follow: ?source_mod.Pair,
         ) void {
             @memset(self.max[0..self.rows], tile_mod.lowest);
             @memset(self.sum[0..self.rows], simd.splat(0));
@@ -157,14 +162,17 @@ pub fn Block(comptime d: usize) type {
                     break :gathered source_mod.Pair{ .k = &self.gathered_k, .v = &self.gathered_v };
                 } else pages.tile(token);
                 const next = token + ahead_tiles * layout.tile;
-                const later = if (indices == null and next < ahead_end) pages.tile(next) else kv;
+                const later = if (indices == null and next < ahead_end)
+                    pages.tile(next)
+                else
+                    follow;
                 self.attendTile(.{
                     .k = kv.k,
                     .v = kv.v,
                     .start = token,
-                    .later_k = later.k,
-                    .later_v = later.v,
-                    .later_shift = 0,
+                    .later_k = if (later) |pair| pair.k else kv.k,
+                    .later_v = if (later) |pair| pair.v else kv.v,
+                    .later_shift = if (later == null) no_prefetch else 0,
                 });
             }
         }
@@ -172,7 +180,7 @@ pub fn Block(comptime d: usize) type {
         fn attendTile(self: *Self, whole: tile_mod.Tile) void {
             var tile = whole;
             const shift: u5 = @intCast(@min(std.math.log2_int(u32, self.tiles), max_later_shift));
-            tile.later_shift = shift;
+            if (tile.later_shift != no_prefetch) tile.later_shift = shift;
             var parts = @as(u32, 1) << shift;
             for (0..self.tiles) |i| {
                 const end = tile.start + layout.tile;
@@ -200,7 +208,7 @@ pub fn Block(comptime d: usize) type {
                     tile.later_k += layout.tile * d >> shift;
                     tile.later_v += layout.tile * d >> shift;
                 } else {
-                    tile.later_shift = std.math.maxInt(u5);
+                    tile.later_shift = no_prefetch;
                     parts = 1;
                 }
             }

@@ -10,7 +10,7 @@ const W = simd.W;
 pub const rope_append: kernel_mod.Kernel = kernel_mod.kernel(Desc, &.{Rows});
 
 /// Elements of qkv that make an item worth claiming.
-const item_elements = 8192;
+const item_elements = 2048;
 
 /// Largest head dim whose rotated row fits on the stack.
 const max_head_dim = 256;
