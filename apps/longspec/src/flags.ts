@@ -123,7 +123,7 @@ export const flags = {
     metavar: "TOKENS|auto",
     schema: listOf(gammaValue),
     expected: "a whole number from 1 to 16, or auto",
-    standard: "4, full cache 2 (sweep: 2,4,6)",
+    standard: "5, full cache 2 (sweep: 2,4,6)",
     help: "tokens drafted an iteration; auto takes the best for measured times (sweep: a list)",
   },
   draftBudget: {
@@ -287,7 +287,7 @@ export const flags = {
     metavar: "TOKENS",
     schema: integer(64, 4096).refine((size) => (size & (size - 1)) === 0),
     expected: "a power of two from 64 to 4096",
-    standard: "64",
+    standard: "512",
     help: "tokens in a page of the KV cache",
   },
   compile: {

@@ -19,16 +19,16 @@ export const cachesOf = {
 
 /**
  * Gamma and budget when none is asked for, from sweeps with the embedded pair at 8 x 8000: up to
- * five rows a sequence verify at about the price of one, so sparse drafts go four tokens ahead. A
+ * six rows a sequence verify at about the price of one, so sparse drafts go five tokens ahead. A
  * draft that reads a full cache costs a large part of a target step and stops earlier.
  */
 export const standardBudget = 256;
 export function standardGamma(cache: CacheName): number {
-  return cache === "full" ? 2 : 4;
+  return cache === "full" ? 2 : 5;
 }
 
 /** Acceptance rates of the embedded pair on its default work, for plans that measure nothing. */
-export const standardAlpha = { self: 0.88, model: 0.65 } as const;
+export const standardAlpha = { self: 0.83, model: 0.65 } as const;
 
 /** The settings of an engine's decode for a method in a mode; `gamma` is resolved here. */
 export function speculationConfig(

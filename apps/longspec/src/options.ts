@@ -1,3 +1,4 @@
+import { standardPageSize } from "@magicdec/engine";
 import type { CacheName, Mode } from "@magicdec/report";
 import { UsageError } from "./errors.ts";
 import type { Command, FlagValues } from "./flags.ts";
@@ -89,7 +90,7 @@ export function resolveOptions(command: Command, values: FlagValues): Options {
     stopAtEos: values.stopAtEos ?? false,
     device: "cpu",
     threads: values.threads,
-    pageSize: values.pageSize ?? 64,
+    pageSize: values.pageSize ?? standardPageSize,
     graphs: values.compile ?? true,
     showPhases: values.benchmark ?? true,
     printOutput: values.printoutput ?? false,

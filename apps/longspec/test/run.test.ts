@@ -125,7 +125,7 @@ describe("a run", () => {
     });
     expect(code).toBe(1);
     expect(terminal.errors[0]).toMatch(
-      /self\+snapkv g4 b64, coupled, .*sequence 1, new token 3.*\(logit .*\(logit /,
+      /self\+snapkv g5 b64, coupled, .*sequence 1, new token 3.*\(logit .*\(logit /,
     );
     expect(readFileSync(join(folder, "report.md"), "utf8")).toContain("WRONG");
   });

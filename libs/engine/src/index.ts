@@ -11,7 +11,7 @@ export {
 export { formatBytes, type MemoryPart, type MemoryPlan, MemoryPlanError } from "./plan.ts";
 export { maxGamma } from "./resident.ts";
 export type { EngineInfo } from "./protocol.ts";
-export { type PrefillCallOptions, Runner } from "./runner.ts";
+export { type PrefillCallOptions, Runner, standardPageSize } from "./runner.ts";
 export type {
   DecodeOptions,
   DecodeResult,

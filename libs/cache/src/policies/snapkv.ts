@@ -118,8 +118,17 @@ function compactOptions(
   batch: number,
   selectedTokens: number,
 ): PagedKvOptions {
-  const pagesPerRow = Math.ceil(selectedTokens / cache.pageSize);
-  return { ...cache, batch, pages: batch * pagesPerRow, maxPagesPerSequence: pagesPerRow };
+  // No larger than what is selected needs, in the steps that a page may have.
+  const wanted = 2 ** Math.ceil(Math.log2(Math.max(64, selectedTokens)));
+  const pageSize = Math.min(cache.pageSize, wanted);
+  const pagesPerRow = Math.ceil(selectedTokens / pageSize);
+  return {
+    ...cache,
+    pageSize,
+    batch,
+    pages: batch * pagesPerRow,
+    maxPagesPerSequence: pagesPerRow,
+  };
 }
 
 export const snapkv: CachePolicyFactory = {
