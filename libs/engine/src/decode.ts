@@ -22,7 +22,7 @@ import type {
 /** Iterations in flight: the host reads one while the device runs the next. */
 const depth = 2;
 /** How long the host may keep its event loop waiting, milliseconds. */
-const yieldEveryMs = 20;
+const yieldEveryMs = 100;
 
 export interface DecodeContext {
   readonly device: Device;

@@ -34,9 +34,11 @@ function outcome(findings: Findings): string {
       `${first.acceptanceLength.toFixed(2)} tokens save.`
     );
   }
-  const rest = others.map(
-    (row) => `${times(row.speedup)} at ${modeLabel(row.mode, findings.temperature)}`,
-  );
+  const rest = others.map((row) => {
+    const mode = modeLabel(row.mode, findings.temperature);
+    const same = methodLabel(row) === methodLabel(first) && row.gamma === first.gamma;
+    return `${times(row.speedup)} at ${mode}${same ? "" : ` (${methodLabel(row)})`}`;
+  });
   const also = rest.length > 0 ? `, ${rest.join(" and ")}` : "";
   return (
     `With ${where}, ${how} decodes ${times(first.speedup)} as fast as the baseline of this run ` +
