@@ -1,3 +1,4 @@
+import { standardAlpha } from "../src/methods.ts";
 import { afterAll, describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -204,7 +205,9 @@ describe("a small run with the embedded pair", () => {
       const { stdout, code } = await run("plan --B 2 --prefix-len 1000 --gamma auto");
       expect(code).toBe(0);
       expect(stdout).toContain("all together");
-      expect(stdout).toMatch(/self, streaming 256, gamma \d+ +alpha 0\.88 +T_T .* x/);
+      const alpha = standardAlpha.self.toFixed(2);
+      const line = new RegExp(`self, streaming 256, gamma \\d+ +alpha ${alpha} +T_T .* x`);
+      expect(stdout).toMatch(line);
     },
     generous,
   );
