@@ -1,24 +1,13 @@
 import { Tokenizer } from "@magicdec/text";
-import type { EngineOptions } from "./engine.ts";
 import { Runner } from "./runner.ts";
-import type { DecodeStats, FinishReason, SamplingConfig, SpeculationConfig } from "./types.ts";
-
-/** What to generate. */
-export interface SequenceRequest {
-  /** Text, or token ids as they are. */
-  readonly prompt: string | readonly number[];
-  /** 256 where absent. */
-  readonly maxNewTokens?: number;
-  /** 0 (the default) is greedy. */
-  readonly temperature?: number;
-  readonly topK?: number;
-  readonly topP?: number;
-  readonly minP?: number;
-  /** Same seed, same tokens, under accept rule "match". */
-  readonly seed?: number;
-  /** Go on past an end-of-sequence token. */
-  readonly ignoreEos?: boolean;
-}
+import type {
+  DecodeStats,
+  EngineOptions,
+  FinishReason,
+  SamplingConfig,
+  SequenceRequest,
+  SpeculationConfig,
+} from "./types.ts";
 
 /** Where a sequence's output goes. */
 export interface SequenceSink {

@@ -1,22 +1,5 @@
-import type { SequenceRequest } from "./batcher.ts";
 import { type EngineInfo, type FromWorker, fromWire, type ToWorker } from "./protocol.ts";
-import type { DecodeStats, FinishReason, SpeculationConfig } from "./types.ts";
-
-export interface EngineOptions {
-  /** Folder of the model (Hugging Face layout, with tokenizer.json). */
-  readonly model: string;
-  /** Folder of a draft model; needed for speculation by "model". */
-  readonly draftModel?: string;
-  /** How to draft; self-speculation over a streaming cache where absent. */
-  readonly speculation?: Partial<SpeculationConfig>;
-  /** Sequences decoded at a time. Requests beyond it wait. */
-  readonly maxBatch?: number;
-  /** Longest prompt + generated tokens; the model's context where absent. */
-  readonly maxTokens?: number;
-  readonly device?: "cpu" | "null";
-  /** Threads that compute; all cores where absent. */
-  readonly threads?: number;
-}
+import type { DecodeStats, EngineOptions, FinishReason, SequenceRequest } from "./types.ts";
 
 export interface GenerateRequest extends SequenceRequest {
   /** Ends this generation early; what was accepted so far stays. */

@@ -1,8 +1,6 @@
 export type { CachePolicyName } from "@magicdec/cache";
-export type { SequenceRequest } from "./batcher.ts";
 export {
   Engine,
-  type EngineOptions,
   type GenerateChunk,
   type GenerateRequest,
   type GenerateResult,
@@ -16,8 +14,10 @@ export type {
   DecodeOptions,
   DecodeResult,
   DecodeStats,
+  EngineOptions,
   FinishReason,
   RunnerOptions,
   SamplingConfig,
+  SequenceRequest,
   SpeculationConfig,
 } from "./types.ts";

@@ -1,6 +1,4 @@
-import type { SequenceRequest } from "./batcher.ts";
-import type { EngineOptions } from "./engine.ts";
-import type { DecodeStats, FinishReason } from "./types.ts";
+import type { DecodeStats, EngineOptions, FinishReason, SequenceRequest } from "./types.ts";
 
 /** What the client sends to the engine's Worker. */
 export type ToWorker =

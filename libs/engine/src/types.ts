@@ -108,3 +108,36 @@ export interface DecodeOptions {
   /** Noise keys of the sequences; their index where absent. */
   readonly sequenceKeys?: readonly number[] | undefined;
 }
+
+export interface EngineOptions {
+  /** Folder of the model (Hugging Face layout, with tokenizer.json). */
+  readonly model: string;
+  /** Folder of a draft model; needed for speculation by "model". */
+  readonly draftModel?: string;
+  /** How to draft; self-speculation over a streaming cache where absent. */
+  readonly speculation?: Partial<SpeculationConfig>;
+  /** Sequences decoded at a time. Requests beyond it wait. */
+  readonly maxBatch?: number;
+  /** Longest prompt + generated tokens; the model's context where absent. */
+  readonly maxTokens?: number;
+  readonly device?: "cpu" | "null";
+  /** Threads that compute; all cores where absent. */
+  readonly threads?: number;
+}
+
+/** What to generate. */
+export interface SequenceRequest {
+  /** Text, or token ids as they are. */
+  readonly prompt: string | readonly number[];
+  /** 256 where absent. */
+  readonly maxNewTokens?: number;
+  /** 0 (the default) is greedy. */
+  readonly temperature?: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  /** Same seed, same tokens, under accept rule "match". */
+  readonly seed?: number;
+  /** Go on past an end-of-sequence token. */
+  readonly ignoreEos?: boolean;
+}
