@@ -25,11 +25,11 @@ interface Pending {
 const defaults: SpeculationConfig = {
   method: "self",
   cache: "streaming",
-  gamma: 4,
+  gamma: 5,
   budget: 256,
   sinks: 16,
   window: 32,
-  reselectEvery: 256,
+  reselectEvery: 512,
   rule: "rejection",
 };
 

@@ -154,4 +154,26 @@ describe("speculation returns the tokens of plain decoding", () => {
       await expectIdentical(runner, prompts([150, 33], 10), specs, [greedy]);
     });
   }, 60_000);
+
+  test("a draft that reads everything with the target's weights is never wrong", async () => {
+    // Tokens alone would not show a draft cache that rolls back wrongly: only its acceptance falls.
+    using runner = await Runner.load({
+      target,
+      draft: target,
+      batch: 3,
+      maxTokens: 1200,
+      window: 16,
+    });
+    await runner.prefill(prompts([300, 77, 130], 11), { needDraft: true });
+    const everything = { budget: 1000, sinks: 4, gamma: 4 };
+    for (const method of ["self", "model"] as const) {
+      for (const cache of ["full", "streaming", "snapkv"] as const) {
+        const spec = { ...plain, ...everything, method, cache };
+        for (const sampling of [greedy, sampled]) {
+          const { stats } = await runner.decode(spec, sampling, { maxNewTokens: 60 });
+          expect(stats.accepted, `${name(spec)}; ${seedNote()}`).toBe(stats.drafted);
+        }
+      }
+    }
+  }, 60_000);
 });

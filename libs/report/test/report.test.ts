@@ -171,6 +171,14 @@ describe("conclusion", () => {
     expect(text).toContain("Every token of the coupled and greedy runs is the baseline's.");
   });
 
+  test("names the method of another mode where it is another one", () => {
+    const rejection = makeRow({ mode: "rejection", speedup: 2.4 });
+    const same = makeRow({ mode: "coupled", speedup: 2.2 });
+    const other = makeRow({ mode: "greedy", method: "model", speedup: 3.1 });
+    const text = conclude(findings([rejection, same, other]));
+    expect(text).toMatch(/2\.20 times at [^(]*coupled and 3\.10 times at greedy \(model, /);
+  });
+
   test("says when nothing pays", () => {
     const text = conclude(findings([makeRow({ ...baselineRow }), makeRow({ speedup: 0.8 })]));
     expect(text).toContain("no draft pays");
