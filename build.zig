@@ -1,13 +1,17 @@
-//! Builds libmagicdec: the CPU kernels once for each instruction level, and one library around
-//! them.
+//! Builds libmagicdec: the CPU kernels once for each instruction level, the CUDA kernels where nvcc
+//! is given, and one library around them.
 //!
 //!   zig build                      zig-out/lib/libmagicdec.so (.dylib on macOS)
+//!   zig build -Dnvcc=PATH          the same with CUDA kernels, and what ptxas says of each file in
+//!                                  zig-out/cuda/
+//!   zig build check                checks everything that is Zig, without making code
 //!   zig build test                 Zig's own tests, the kernels' at every level this machine runs
 //!   zig build test-api             all but the kernels
 //!   zig build emit                 writes libs/abi/src/abi.gen.ts
 //!   zig build -Dtarget=aarch64-macos
 const std = @import("std");
 const builtin = @import("builtin");
+const Module = @import("kernels/cuda/module.zig").Module;
 
 const Feature = std.Target.x86.Feature;
 
@@ -46,8 +50,11 @@ const other_levels = [_]Level{.{ .name = "baseline" }};
 
 pub fn build(b: *std.Build) void {
     const wanted = b.standardTargetOptionsQueryOnly(.{});
+    const nvcc = b.option([]const u8, "nvcc", "CUDA 13.0's compiler; builds the CUDA kernels");
     const arch = wanted.cpu_arch orelse builtin.cpu.arch;
     const levels: []const Level = if (arch == .x86_64) &x86_levels else &other_levels;
+    const runs_cuda = (wanted.os_tag orelse builtin.os.tag) == .linux;
+    const cuda = cudaImages(b, if (runs_cuda) nvcc else null);
 
     const names = b.addOptions();
     names.addOption([]const []const u8, "levels", levelNames(b, levels));
@@ -61,10 +68,14 @@ pub fn build(b: *std.Build) void {
     const module = compiledModule(b, "kernels/lib.zig", target(b, wanted, levels[0]), .ReleaseFast);
     module.strip = true;
     addLevels(module, names, objects);
+    cuda.addTo(module);
     const library = b.addLibrary(
         .{ .name = "magicdec", .linkage = .dynamic, .root_module = module },
     );
     b.installArtifact(library);
+    for (cuda.reports) |report| {
+        b.getInstallStep().dependOn(&b.addInstallFile(report.file, report.name).step);
+    }
 
     const emit = b.addRunArtifact(b.addExecutable(.{
         .name = "emit",
@@ -87,6 +98,7 @@ pub fn build(b: *std.Build) void {
         .ReleaseSafe,
     );
     addLevels(api_module, names, objects);
+    cuda.addTo(api_module);
     const api_step = b.step("test-api", "Run the tests of all but the kernels");
     addTest(b, api_step, "api", api_module);
     test_step.dependOn(api_step);
@@ -100,6 +112,102 @@ pub fn build(b: *std.Build) void {
         );
         addTest(b, test_step, b.fmt("cpu_{s}", .{level.name}), tests);
     }
+    addCheck(b, target(b, wanted, levels[0]), names);
+}
+
+/// Nobody asks for these artifacts' code, so none is made.
+fn addCheck(
+    b: *std.Build,
+    resolved: std.Build.ResolvedTarget,
+    names: *std.Build.Step.Options,
+) void {
+    const step = b.step("check", "Check the library and its tests without making code");
+    const without_cuda = cudaImages(b, null);
+    const library = compiledModule(b, "kernels/lib.zig", resolved, .Debug);
+    const api_tests = compiledModule(b, "kernels/api_tests.zig", resolved, .Debug);
+    for ([_]*std.Build.Module{ library, api_tests }) |module| {
+        module.addOptions("levels_options", names);
+        without_cuda.addTo(module);
+    }
+    step.dependOn(&b.addLibrary(.{ .name = "check", .root_module = library }).step);
+    step.dependOn(&b.addTest(.{ .name = "check_api", .root_module = api_tests }).step);
+    const cpu_tests = compiledModule(b, "kernels/cpu_tests.zig", resolved, .Debug);
+    step.dependOn(&b.addTest(.{ .name = "check_cpu", .root_module = cpu_tests }).step);
+}
+
+/// The compiled kernels, one image a file, and what ptxas says of each: registers and spills.
+const CudaImages = struct {
+    options: *std.Build.Step.Options,
+    images: []const Named = &.{},
+    reports: []const Named = &.{},
+
+    const Named = struct { name: []const u8, file: std.Build.LazyPath };
+
+    fn addTo(self: CudaImages, module: *std.Build.Module) void {
+        module.addOptions("cuda_options", self.options);
+        for (self.images) |image| {
+            module.addAnonymousImport(image.name, .{ .root_source_file = image.file });
+        }
+    }
+};
+
+/// Every image serves Hopper; the portable ones A100 and newer too, as code for 8.x and, for what
+/// comes after Hopper, as PTX.
+const hopper_code = "arch=compute_90a,code=sm_90a";
+const portable_code = [_][]const u8{
+    hopper_code,
+    "arch=compute_80,code=sm_80",
+    "arch=compute_80,code=compute_80",
+};
+
+fn cudaImages(b: *std.Build, nvcc: ?[]const u8) CudaImages {
+    const options = b.addOptions();
+    options.addOption(bool, "built", nvcc != null);
+    const compiler = nvcc orelse return .{ .options = options };
+    const modules = std.enums.values(Module);
+    const images = b.allocator.alloc(CudaImages.Named, modules.len) catch @panic("out of memory");
+    const reports = b.allocator.alloc(CudaImages.Named, modules.len) catch @panic("out of memory");
+    const headers = cudaHeaders(b);
+    for (images, reports, modules) |*image, *report, module| {
+        const name = @tagName(module);
+        const run = b.addSystemCommand(&.{ compiler, "-fatbin", "-std=c++20", "-O3", "-lineinfo" });
+        run.setName(b.fmt("nvcc {s}.cu", .{name}));
+        run.addArgs(&.{ "-Xptxas", "-v" });
+        const codes: []const []const u8 = if (module.needsHopper())
+            &.{hopper_code}
+        else
+            &portable_code;
+        for (codes) |code| run.addArgs(&.{ "-gencode", code });
+        run.addArg("-o");
+        image.* = .{
+            .name = b.fmt("{s}.fatbin", .{name}),
+            .file = run.addOutputFileArg(b.fmt("{s}.fatbin", .{name})),
+        };
+        run.addFileArg(b.path(b.fmt("kernels/cuda/src/{s}.cu", .{name})));
+        for (headers) |header| run.addFileInput(header);
+        report.* = .{
+            .name = b.fmt("cuda/{s}.txt", .{name}),
+            .file = run.captureStdErr(.{}),
+        };
+    }
+    return .{ .options = options, .images = images, .reports = reports };
+}
+
+/// Every file includes some of these.
+fn cudaHeaders(b: *std.Build) []const std.Build.LazyPath {
+    const io = b.graph.io;
+    const path = "kernels/cuda/src";
+    var folder = b.build_root.handle.openDir(io, path, .{ .iterate = true }) catch |err|
+        std.debug.panic("cannot open {s}: {t}", .{ path, err });
+    defer folder.close(io);
+    var headers: std.ArrayList(std.Build.LazyPath) = .empty;
+    var files = folder.iterate();
+    while (files.next(io) catch @panic("cannot read " ++ path)) |file| {
+        if (!std.mem.endsWith(u8, file.name, ".cuh")) continue;
+        const header = b.path(b.fmt("{s}/{s}", .{ path, file.name }));
+        headers.append(b.allocator, header) catch @panic("out of memory");
+    }
+    return headers.items;
 }
 
 fn addLevels(

@@ -1,55 +1,26 @@
-// `bun run build`: builds libmagicdec with the pinned Zig, fetched where it is not on the PATH.
+// `bun run build`: builds libmagicdec with the pinned Zig, fetched where it is not on the PATH; with CUDA kernels
+// where MAGICDEC_CUDA=1 asks for them, or an NVIDIA GPU or the right nvcc is here (build_cuda.ts).
 // `bun kernels/build.ts --check` only says whether abi.gen.ts is what the manifest gives; `--ci` checks that, the
-// format, the cross-compiled targets and the oldest glibc that the library runs on.
+// format, the cross-compiled targets, the oldest glibc that the library runs on, and the CUDA kernels for spills.
 
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { checkKernels, cudaWish, findNvcc } from "./build_cuda.ts";
+import { BuildError, fetchWheels, root, run, say } from "./build_tools.ts";
 
 const zigVersion = "0.16.0";
-const root = resolve(import.meta.dir, "..");
 const libraryName = process.platform === "darwin" ? "libmagicdec.dylib" : "libmagicdec.so";
 const outputFolder = join(root, "zig-out", "lib");
 const library = join(outputFolder, libraryName);
 /** Stands beside the library and says what it was built from. */
 const stamp = join(outputFolder, "inputs.sha256");
 const bindings = join(root, "libs", "abi", "src", "abi.gen.ts");
-const fetchedFolder = join(root, ".tools", "zig");
-const fetchedZig = join(fetchedFolder, "ziglang", "zig");
+const fetchedZig = join(root, ".tools", "zig", "ziglang", "zig");
 /** build.zig's: RHEL 8 and Debian 10. */
 const glibcFloor = { major: 2, minor: 28 };
 const crossTargets = ["aarch64-linux", "aarch64-macos"];
 /** Silence longer than this looks like a hang. */
 const heartbeatMs = 15_000;
-
-/** Something the user can act on; printed without a stack. */
-class BuildError extends Error {}
-
-const started = performance.now();
-
-function say(text: string): void {
-  const seconds = ((performance.now() - started) / 1000).toFixed(1).padStart(6);
-  console.log(`[build ${seconds} s] ${text}`);
-}
-
-interface RunResult {
-  readonly ok: boolean;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-async function run(command: readonly string[]): Promise<RunResult> {
-  try {
-    const child = Bun.spawn([...command], { cwd: root, stdout: "pipe", stderr: "pipe" });
-    const [stdout, stderr, code] = await Promise.all([
-      new Response(child.stdout).text(),
-      new Response(child.stderr).text(),
-      child.exited,
-    ]);
-    return { ok: code === 0, stdout, stderr };
-  } catch (error) {
-    return { ok: false, stdout: "", stderr: String(error) };
-  }
-}
 
 async function isPinned(zig: string): Promise<boolean> {
   return (await run([zig, "version"])).stdout.trim() === zigVersion;
@@ -66,32 +37,14 @@ export async function findZig(): Promise<string> {
     say(`zig ${zigVersion} from .tools/zig`);
     return fetchedZig;
   }
-  await fetchZig();
+  await fetchWheels({
+    name: `zig ${zigVersion}`,
+    packages: [`ziglang==${zigVersion}`],
+    megabytes: 80,
+    folder: "zig",
+    command: "bun run build",
+  });
   return fetchedZig;
-}
-
-async function fetchZig(): Promise<void> {
-  const install = `python3 -m pip install --target .tools/zig ziglang==${zigVersion}`;
-  if (!(await run(["python3", "-m", "pip", "--version"])).ok) {
-    throw new BuildError(
-      `expected Zig ${zigVersion} on the PATH, or python3 with pip to fetch it; found neither. ` +
-        `Install python3 and pip (Debian: apt-get install python3-pip), then run: bun run build`,
-    );
-  }
-  say(`fetching zig ${zigVersion} (about 80 MB) into .tools/zig`);
-  // Into a folder of its own first, so that an interrupted fetch leaves nothing half done.
-  const partial = `${fetchedFolder}.${process.pid}`;
-  const options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--target", partial];
-  const pip = ["python3", "-m", "pip", "install", ...options, `ziglang==${zigVersion}`];
-  const fetched = await run(pip);
-  if (!fetched.ok) {
-    rmSync(partial, { recursive: true, force: true });
-    throw new BuildError(
-      `cannot fetch Zig:\n${fetched.stderr.trim()}\nRun: ${install} && bun run build`,
-    );
-  }
-  rmSync(fetchedFolder, { recursive: true, force: true });
-  renameSync(partial, fetchedFolder);
 }
 
 /** Zig's caches stand in the repository's ignored folder: no home folder is needed. */
@@ -103,10 +56,11 @@ export const cacheOptions = [
 ];
 
 /** Changes when anything that the library depends on does. */
-function hashInputs(): string {
+function hashInputs(withCuda: boolean): string {
   const hash = new Bun.CryptoHasher("sha256");
-  hash.update(`${zigVersion} ${process.platform} ${process.arch}`);
-  const sources = [...new Bun.Glob("kernels/**/*.zig").scanSync({ cwd: root })].sort();
+  hash.update(`${zigVersion} ${process.platform} ${process.arch} cuda ${withCuda}`);
+  const pattern = withCuda ? "kernels/**/*.{zig,cu,cuh}" : "kernels/**/*.zig";
+  const sources = [...new Bun.Glob(pattern).scanSync({ cwd: root })].sort();
   for (const path of ["build.zig", "build.zig.zon", ...sources]) {
     hash.update(`\n${path}\n`);
     hash.update(readFileSync(join(root, path)));
@@ -128,12 +82,18 @@ async function generateBindings(zig: string): Promise<string> {
   return emitted.stdout;
 }
 
-async function compile(zig: string): Promise<void> {
-  say("compiling the kernels for each CPU level, and the library (about a minute)");
+/** With CUDA kernels where there is a compiler for them. */
+async function compile(zig: string, nvcc: string | undefined): Promise<void> {
+  const kernels = nvcc === undefined ? "" : ", the CUDA kernels";
+  say(`compiling the kernels for each CPU level${kernels}, and the library (a minute or two)`);
+  const options = nvcc === undefined ? [] : [`-Dnvcc=${nvcc}`];
   const heartbeat = setInterval(() => say("still compiling"), heartbeatMs);
-  const built = await run([zig, "build", ...cacheOptions]).finally(() => clearInterval(heartbeat));
+  const built = await run([zig, "build", ...cacheOptions, ...options]).finally(() =>
+    clearInterval(heartbeat),
+  );
   if (!built.ok) {
-    throw new BuildError(`zig build failed:\n${built.stderr.trim()}\nRun: ${zig} build`);
+    const command = [zig, "build", ...options].join(" ");
+    throw new BuildError(`zig build failed:\n${built.stderr.trim()}\nRun: ${command}`);
   }
 }
 
@@ -148,22 +108,35 @@ async function build(): Promise<void> {
     say(`MAGICDEC_LIB is set: using ${prebuilt}, nothing to build`);
     return;
   }
-  const inputs = hashInputs();
-  if (isBuilt(inputs)) {
+  const wish = await cudaWish();
+  if (isBuilt(hashInputs(wish !== "none"))) {
     say(`${libraryName} is up to date`);
     return;
   }
+  const nvcc = wish === "none" ? undefined : await nvccFor(wish);
   const zig = await findZig();
   const text = await generateBindings(zig);
   if (!existsSync(bindings) || readFileSync(bindings, "utf8") !== text) {
     writeFileSync(bindings, text);
     say("wrote libs/abi/src/abi.gen.ts");
   }
-  await compile(zig);
+  await compile(zig, nvcc);
   mkdirSync(outputFolder, { recursive: true });
-  writeFileSync(stamp, inputs);
-  say("left out: CUDA kernels (this version has the cpu and null backends)");
+  writeFileSync(stamp, hashInputs(nvcc !== undefined));
+  if (wish === "none")
+    say("left out: CUDA kernels; with an NVIDIA GPU: MAGICDEC_CUDA=1 bun run build");
   say(`built zig-out/lib/${libraryName}`);
+}
+
+/** Where the kernels are only preferred, what is missing for them must not fail the build. */
+async function nvccFor(wish: "required" | "preferred"): Promise<string | undefined> {
+  try {
+    return await findNvcc();
+  } catch (error) {
+    if (wish === "required" || !(error instanceof BuildError)) throw error;
+    say(`left out: CUDA kernels. ${error.message}`);
+    return undefined;
+  }
 }
 
 /** Fails where the committed bindings are not what the manifest gives. */
@@ -200,9 +173,14 @@ async function checkAll(): Promise<void> {
   await checkBindings();
   for (const target of ["native", ...crossTargets]) {
     const prefix = join(".zig-cache", "ci", target);
-    const command = [zig, "build", ...cacheOptions, `-Dtarget=${target}`, "--prefix", prefix];
-    await requireOk(command, `Run: zig build -Dtarget=${target}`);
+    const options = [`-Dtarget=${target}`];
+    if (target === "native" && process.platform === "linux") {
+      options.push(`-Dnvcc=${await findNvcc()}`);
+    }
+    const command = [zig, "build", ...cacheOptions, ...options, "--prefix", prefix];
+    await requireOk(command, `Run: zig build ${options.join(" ")}`);
     say(`compiled for ${target}`);
+    if (options.length > 1) checkKernels(prefix);
     const shared = join(root, prefix, "lib", "libmagicdec.so");
     if (existsSync(shared)) checkGlibc(shared);
   }

@@ -49,7 +49,12 @@ function randomPrompts(batch: number, length: number): Int32Array[] {
 }
 
 async function growth() {
-  using runner = await Runner.load({ target: embeddedTarget, batch: 4, maxTokens: 4096 });
+  using runner = await Runner.load({
+    target: embeddedTarget,
+    device: "cpu",
+    batch: 4,
+    maxTokens: 4096,
+  });
   await runner.prefill(randomPrompts(4, 512));
   let iterations = 0;
   let early: ReturnType<typeof memory> | undefined;
@@ -69,7 +74,12 @@ async function growth() {
 }
 
 async function neighbour() {
-  using runner = await Runner.load({ target: embeddedTarget, batch: 8, maxTokens: 2200 });
+  using runner = await Runner.load({
+    target: embeddedTarget,
+    device: "cpu",
+    batch: 8,
+    maxTokens: 2200,
+  });
   await runner.prefill(randomPrompts(8, 2000));
   const perIteration = ({ stats }: DecodeResult) => stats.wallMs / stats.iterations;
   const measure = async () => {

@@ -1,9 +1,11 @@
 // Every op at the shapes of the supported models, against the limits of this machine.
 // `bun run bench:kernels`.
 
+import { writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { type CpuLevelName, Device } from "@magicdec/tensor";
+import { type CpuLevelName, Device, deviceOptions, type DeviceName } from "@magicdec/tensor";
 import Table from "cli-table3";
+import { gpuCases, gpuTableHead, gpuTableRow, measureOnGpu } from "../gpu/kernels.ts";
 import { attentionCases, cacheCases } from "./kernels_attention.ts";
 import { linearCases, smallCases } from "./kernels_dense.ts";
 import {
@@ -27,22 +29,31 @@ too large for the caches; ratio is its best time over the roofline
 max(bytes / bandwidth, flops / peak), whose limits are the best that was probed just before and
 after the row; share is the inverse.
 
-  --samples N   samples a row (default: 7)
-  --ms N        work in one sample, milliseconds (default: 20)
-  --threads N   threads of the device (default: all cores)
-  --level NAME  instruction level: auto, baseline, v3, v4, v4_bf16 (default: auto)
-  --list        print the rows that would be measured
-  --json        print one JSON object instead of a table
-  --help        this text
+On a GPU the rows are those of Llama-3.1-8B at long contexts, over data that no cache holds (41 GB of
+memory, about a minute); ratio is the median over the roofline of the run's best probes.
+
+  --device NAME   cpu, cuda or cuda:N (default: cpu)
+  --samples N     samples a row (default: 7)
+  --ms N          work in one sample, milliseconds (default: 20, on a GPU 10)
+  --threads N     CPU: threads of the device (default: all cores)
+  --level NAME    CPU: instruction level: auto, baseline, v3, v4, v4_bf16 (default: auto)
+  --compare FILE  GPU: put the figures of bench/gpu/peers.py beside these
+  --out FILE      GPU: write machine, limits and raw samples there too
+  --list          print the rows that would be measured
+  --json          print one JSON object instead of a table
+  --help          this text
 `;
 
 const levels = ["auto", "baseline", "v3", "v4", "v4_bf16"] as const satisfies CpuLevelName[];
 
 interface Options {
+  readonly device: DeviceName;
   readonly samples: number;
   readonly sampleMs: number;
   readonly threads: number;
   readonly level: CpuLevelName;
+  readonly compare: string | undefined;
+  readonly out: string | undefined;
   readonly list: boolean;
   readonly json: boolean;
   readonly filters: readonly string[];
@@ -53,10 +64,13 @@ function parseOptions(argv: readonly string[]): Options | "help" {
     args: [...argv],
     allowPositionals: true,
     options: {
+      device: { type: "string", default: "cpu" },
       samples: { type: "string", default: "7" },
-      ms: { type: "string", default: "20" },
+      ms: { type: "string" },
       threads: { type: "string", default: "0" },
       level: { type: "string", default: "auto" },
+      compare: { type: "string" },
+      out: { type: "string" },
       list: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       help: { type: "boolean", default: false },
@@ -67,11 +81,16 @@ function parseOptions(argv: readonly string[]): Options | "help" {
   if (level === undefined) {
     throw new RangeError(`--level: expected one of ${levels.join(", ")}, got "${values.level}"`);
   }
+  const device = values.device as DeviceName;
+  const gpu = deviceOptions(device).backend === "cuda";
   return {
+    device,
     samples: parseInteger("--samples", values.samples, 1, 1000),
-    sampleMs: parseInteger("--ms", values.ms, 1, 10_000),
+    sampleMs: parseInteger("--ms", values.ms ?? (gpu ? "10" : "20"), 1, 10_000),
     threads: parseInteger("--threads", values.threads, 0, 1024),
     level,
+    compare: values.compare,
+    out: values.out,
     list: values.list,
     json: values.json,
     filters: positionals,
@@ -86,14 +105,17 @@ function parseInteger(flag: string, text: string, least: number, most: number): 
   throw new RangeError(`${flag}: expected an integer from ${least} to ${most}, got "${text}"`);
 }
 
-function selectedCases(filters: readonly string[]): KernelCase[] {
-  const all = [
+function cpuCases(): KernelCase[] {
+  return [
     ...attentionCases(),
     ...linearCases(),
     ...cacheCases(),
     ...samplingCases(),
     ...smallCases(),
   ];
+}
+
+function selectedCases(all: readonly KernelCase[], filters: readonly string[]) {
   if (filters.length === 0) return all;
   const selected = all.filter(({ op, shape }) => {
     const words = `${op} ${shape}`.split(" ");
@@ -112,16 +134,22 @@ function selectedCases(filters: readonly string[]): KernelCase[] {
 function measureAll(device: Device, cases: readonly KernelCase[], options: Options) {
   const limits = probeLimits(device);
   const results = cases.map((kernel, i) => {
-    if (process.stderr.isTTY) {
-      process.stderr.write(`\r\x1b[K${i + 1}/${cases.length} ${kernel.op} ${kernel.shape}`);
-    }
+    showProgress(i, cases.length, kernel);
     // Half of it: the other half is the set-up's and everybody else's.
     const { availableMemoryBytes } = device.info;
     if (kernel.memoryBytes > availableMemoryBytes / 2) return skipped(kernel, availableMemoryBytes);
     return measureKernel(device, kernel, limits, options);
   });
-  if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
+  clearProgress();
   return { limits, results };
+}
+
+function showProgress(i: number, count: number, { op, shape }: KernelCase): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${i + 1}/${count} ${op} ${shape}`);
+}
+
+function clearProgress(): void {
+  if (process.stderr.isTTY) process.stderr.write("\r\x1b[K");
 }
 
 function skipped({ op, shape, bytes, flops, memoryBytes }: KernelCase, available: number) {
@@ -173,20 +201,45 @@ function machineLine(device: Device, { gigabytesPerSecond, gigaflopsPerSecond }:
   );
 }
 
+function runOnGpu(device: Device, cases: readonly KernelCase[], options: Options): void {
+  const onCase = (i: number, kernel: KernelCase) => showProgress(i, cases.length, kernel);
+  const measured = measureOnGpu(device, cases, { ...options, onCase });
+  clearProgress();
+  const text = JSON.stringify(measured, null, 1);
+  if (options.out !== undefined) writeFileSync(options.out, `${text}\n`);
+  if (options.json) return void console.log(text);
+  const { limits, results } = measured;
+  const { gigabytesPerSecond: bandwidth, gigaflopsPerSecond: peak } = limits;
+  const table = new Table({
+    head: [...gpuTableHead],
+    colAligns: ["left", "left", "right", "right", "right", "left", "right", "right", "left"],
+    style: { head: [], border: [] },
+    chars: { mid: "", "left-mid": "", "mid-mid": "", "right-mid": "" },
+  });
+  table.push(...results.map(gpuTableRow));
+  console.log(`${device.label}; read ${figure(bandwidth)} GB/s, bf16 ${figure(peak)} GFLOP/s`);
+  console.log(table.toString());
+  const failed = results.filter((row) => "skipped" in row).length;
+  if (failed > 0) throw new Error(`${failed} of ${results.length} rows could not be measured`);
+}
+
 function main(): void {
   const options = parseOptions(process.argv.slice(2));
   if (options === "help") return void process.stdout.write(help);
-  const cases = selectedCases(options.filters);
+  const { backend, device: index } = deviceOptions(options.device);
+  const gpu = backend === "cuda";
+  const cases = selectedCases(gpu ? gpuCases() : cpuCases(), options.filters);
   if (options.list) {
     for (const { op, shape } of cases) console.log(`${op} ${shape}`);
     return;
   }
-  using device = Device.open({ threads: options.threads, level: options.level });
+  const { threads, level } = options;
+  using device = Device.open({ backend, device: index, threads, level });
+  if (gpu) return runOnGpu(device, cases, options);
   const { limits, results } = measureAll(device, cases, options);
   if (options.json) {
-    const { threads, level } = device.info;
-    console.log(JSON.stringify({ machine: { threads, level, ...limits }, results }));
-    return;
+    const machine = { threads: device.info.threads, level: device.info.level, ...limits };
+    return void console.log(JSON.stringify({ machine, results }));
   }
   console.log(machineLine(device, limits));
   console.log(resultTable(results));

@@ -91,9 +91,11 @@ function fail(i: number): never {
 /** Rows of a draft step, of a verify pass, and of a prefill chunk; 8 sequences. */
 const smallRows = [8, 64, 512];
 
-export function smallCases(): KernelCase[] {
-  const packs = layerShapes.map((layer) => packCase(layer));
-  const others = layerShapes.flatMap((layer) =>
+/** Of the models whose names match. */
+export function smallCases(models = /./): KernelCase[] {
+  const layers = layerShapes.filter(({ name }) => models.test(name));
+  const packs = layers.map((layer) => packCase(layer));
+  const others = layers.flatMap((layer) =>
     smallRows.flatMap((rows) => [
       embeddingCase(layer, rows),
       rmsNormCase(layer, rows),

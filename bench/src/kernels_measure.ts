@@ -116,7 +116,7 @@ function launchUs(
  * Whole rounds over the copies, about `sampleMs` long; a graph of more calls than this has nothing
  * to add.
  */
-function callsPerSample(estimateUs: number, copies: number, sampleMs: number): number {
+export function callsPerSample(estimateUs: number, copies: number, sampleMs: number): number {
   const most = 2000;
   const wanted = Math.min(Math.max((sampleMs * 1e3) / Math.max(estimateUs, 0.1), 1), most);
   return Math.max(Math.round(wanted / copies), 1) * copies;
@@ -164,7 +164,7 @@ function summarise(
   };
 }
 
-function median(samples: readonly number[]): number {
+export function median(samples: readonly number[]): number {
   const sorted = samples.toSorted((a, b) => a - b);
   const middle = sorted.length >> 1;
   const upper = sorted[middle] ?? Number.NaN;

@@ -1,4 +1,4 @@
-// Cases of sampling and acceptance, for 8 sequences and a gamma of 4.
+// Cases of sampling and acceptance, for a gamma of 4.
 
 import {
   type AcceptRule,
@@ -13,9 +13,7 @@ import {
 import type { KernelCase } from "./kernels_measure.ts";
 import { int32, normals, repeat } from "./kernels_shapes.ts";
 
-const b = 8;
 const gamma = 4;
-const vocabularies = [4096, 49152, 128256];
 
 const settings: Readonly<Record<string, Omit<SamplingParams, "seed" | "sequence">>> = {
   greedy: { temperature: 0, topK: 0, topP: 1, minP: 0 },
@@ -24,7 +22,7 @@ const settings: Readonly<Record<string, Omit<SamplingParams, "seed" | "sequence"
   "temperature 0.6, top-k 40": { temperature: 0.6, topK: 40, topP: 1, minP: 0 },
 };
 
-function paramsTensor(device: Device, stack: DisposableStack, setting: string): Tensor {
+function paramsTensor(device: Device, stack: DisposableStack, b: number, setting: string): Tensor {
   const base = settings[setting];
   if (base === undefined) throw new RangeError(`no setting ${setting}`);
   const rows = Array.from({ length: b }, (_, sequence) => ({ ...base, seed: 1, sequence }));
@@ -47,19 +45,25 @@ function inCache(
   };
 }
 
-export function samplingCases(): KernelCase[] {
+/** What a CPU is asked for; a GPU takes larger batches. */
+const standard = { b: 8, vocabularies: [4096, 49152, 128256] };
+
+export function samplingCases({ b, vocabularies } = standard): KernelCase[] {
   const draws = vocabularies.flatMap((v) =>
-    Object.keys(settings).map((setting) => sampleCase(v, setting)),
+    Object.keys(settings).map((setting) => sampleCase(b, v, setting)),
   );
-  const rules = vocabularies.flatMap((v) => [acceptCase(v, "match"), acceptCase(v, "rejection")]);
+  const rules = vocabularies.flatMap((v) => [
+    acceptCase(b, v, "match"),
+    acceptCase(b, v, "rejection"),
+  ]);
   return [...draws, ...rules, publishCase()];
 }
 
-function sampleCase(v: number, setting: string): KernelCase {
+function sampleCase(b: number, v: number, setting: string): KernelCase {
   return inCache("sample", `b=${b} v=${v} ${setting}`, b * v * 4, (device, stack) => {
     const op = {
       logits: stack.use(device.from(normals(b * v, 2), [b, v], "f32")),
-      params: paramsTensor(device, stack, setting),
+      params: paramsTensor(device, stack, b, setting),
       positions: int32(device, stack, repeat(8000, b)),
       out: stack.use(device.alloc([b, 1], "i32")),
       outStride: 1,
@@ -70,14 +74,14 @@ function sampleCase(v: number, setting: string): KernelCase {
   });
 }
 
-function acceptCase(v: number, rule: AcceptRule): KernelCase {
+function acceptCase(b: number, v: number, rule: AcceptRule): KernelCase {
   const rows = gamma + 1;
   const bytes = rule === "match" ? b * rows * 8 : b * (rows + gamma) * v * 4;
   return inCache("accept", `b=${b} v=${v} gamma=${gamma} ${rule}`, bytes, (device, stack) => {
     const chain = stack.use(device.alloc([b, gamma + 2], "i32"));
     const common = {
       chain,
-      params: paramsTensor(device, stack, "temperature 0.6"),
+      params: paramsTensor(device, stack, b, "temperature 0.6"),
       active: int32(device, stack, repeat(1, b)),
       lens: stack.use(device.alloc([b], "i32")),
       count: stack.use(device.alloc([b], "i32")),

@@ -2,7 +2,7 @@
 // host's share of a whole iteration. `bun run bench:overhead`.
 
 import { parseArgs } from "node:util";
-import { Device } from "@magicdec/tensor";
+import { Device, type DeviceName, deviceOptions } from "@magicdec/tensor";
 import Table from "cli-table3";
 import { boundaryCases, graphCases, queueCases, waitCases } from "./overhead_cases.ts";
 import { type IterationCost, measureIterations } from "./overhead_iteration.ts";
@@ -13,10 +13,11 @@ const help = `bun run bench:overhead [options]
 Times FFI calls, descriptor writes, enqueued ops, graph replay, event waits, and the host's time in
 an iteration of the embedded model.
 
-  --threads N   threads of the device (default: all cores)
-  --ms N        time spent on each row of the first table, milliseconds (default: 300)
-  --json        print one JSON object instead of tables; times in microseconds
-  --help        this text
+  --device NAME  cpu, cuda or cuda:N (default: cpu)
+  --threads N    CPU: threads of the device (default: all cores)
+  --ms N         time spent on each row of the first table, milliseconds (default: 300)
+  --json         print one JSON object instead of tables; times in microseconds
+  --help         this text
 `;
 
 const iterationNotes = `8 sequences of 200 tokens, 300 new ones each.
@@ -25,6 +26,7 @@ host cpu: processor time of the host's thread; device: draft, verify, accept and
 gaps: wall time outside the device's phases.`;
 
 interface Options {
+  readonly device: DeviceName;
   readonly threads: number;
   readonly ms: number;
   readonly json: boolean;
@@ -34,6 +36,7 @@ function parseOptions(argv: readonly string[]): Options | "help" {
   const { values } = parseArgs({
     args: [...argv],
     options: {
+      device: { type: "string", default: "cpu" },
       threads: { type: "string", default: "0" },
       ms: { type: "string", default: "300" },
       json: { type: "boolean", default: false },
@@ -42,6 +45,7 @@ function parseOptions(argv: readonly string[]): Options | "help" {
   });
   if (values.help) return "help";
   return {
+    device: values.device as DeviceName,
     threads: parseInteger("--threads", values.threads, 0, 1024),
     ms: parseInteger("--ms", values.ms, 10, 60_000),
     json: values.json,
@@ -58,12 +62,13 @@ function parseInteger(flag: string, text: string, least: number, most: number): 
 
 async function measure(options: Options) {
   const calls: CallCost[] = [];
-  using device = Device.open({ threads: options.threads });
+  using device = Device.open({ ...deviceOptions(options.device), threads: options.threads });
   for (const cases of [boundaryCases, queueCases, graphCases, waitCases]) {
     calls.push(...(await measureCalls(cases(device), options.ms)));
   }
   const { threads, level } = device.info;
-  return { machine: { threads, level }, calls, iterations: await measureIterations(threads) };
+  const iterations = await measureIterations(options.device, options.threads);
+  return { machine: { device: device.label, threads, level }, calls, iterations };
 }
 
 function callTable(calls: readonly CallCost[]): string {
@@ -102,8 +107,8 @@ async function main(): Promise<void> {
   if (options === "help") return void process.stdout.write(help);
   const result = await measure(options);
   if (options.json) return void console.log(JSON.stringify(result));
-  const { threads, level } = result.machine;
-  console.log(`${threads} threads, level ${level}`);
+  const { device, threads } = result.machine;
+  console.log(threads > 0 ? `${device}, ${threads} threads` : device);
   console.log(callTable(result.calls));
   console.log(iterationTable(result.iterations));
   console.log(iterationNotes);

@@ -1,5 +1,10 @@
 import { embeddedDraft, embeddedTarget } from "@magicdec/embedded";
-import { Runner, type SamplingConfig, type SpeculationConfig } from "@magicdec/engine";
+import {
+  type DeviceName,
+  Runner,
+  type SamplingConfig,
+  type SpeculationConfig,
+} from "@magicdec/engine";
 
 const batch = 8;
 const promptTokens = 200;
@@ -46,12 +51,16 @@ const methods: readonly (readonly [string, SpeculationConfig])[] = [
 ];
 
 /** Decodes short prompts of the embedded pair by each method, with graphs and without. */
-export async function measureIterations(threads: number): Promise<readonly IterationCost[]> {
+export async function measureIterations(
+  device: DeviceName,
+  threads: number,
+): Promise<readonly IterationCost[]> {
   const costs: IterationCost[] = [];
   for (const graphs of [true, false]) {
     using runner = await Runner.load({
       target: embeddedTarget,
       draft: embeddedDraft,
+      device,
       threads,
       batch,
       maxTokens: promptTokens + newTokens,

@@ -13,8 +13,8 @@ async function run(...args: string[]): Promise<{ code: number; out: string; err:
   return { code: await child.exited, out, err };
 }
 
-test("every op has a row", async () => {
-  const { code, out } = await run("--list");
+test.each(["cpu", "cuda"])("every op has a row on %s", async (device) => {
+  const { code, out } = await run("--list", "--device", device);
   expect(code).toBe(0);
   const rows = new Set(out.split("\n").map((line) => line.split(" ")[0]));
   // An op takes a context and a descriptor, as md_linear does; so do these, which are none.
@@ -47,6 +47,11 @@ test("help, and what bad flags are told", async () => {
   const bad = await run("--samples", "many");
   expect(bad.code).toBe(1);
   expect(bad.err.trim()).toBe('--samples: expected an integer from 1 to 1000, got "many"');
+  const device = await run("--device", "gpu");
+  expect(device.code).toBe(1);
+  expect(device.err).toContain(
+    'expected a device of auto, cpu, cuda, cuda:NUMBER or null, got "gpu"',
+  );
   const none = await run("no such kernel");
   expect(none.code).toBe(1);
   expect(none.err).toContain('no row contains "no such kernel"; see --list');

@@ -91,6 +91,13 @@ const references =
     \\  return (u32[at] as number) + (u32[at + 1] as number) * 0x1_0000_0000;
     \\}
     \\
+    \\/** The text in `bytes` bytes, up to the first zero. */
+    \\function getText(u32: Uint32Array, at: number, bytes: number): string {
+    \\  const all = new Uint8Array(u32.buffer, u32.byteOffset + at * 4, bytes);
+    \\  const end = all.indexOf(0);
+    \\  return new TextDecoder().decode(end < 0 ? all : all.subarray(0, end));
+    \\}
+    \\
     \\function keyOf<T extends Readonly<Record<string, number>>>(values: T, value: number): keyof T {
     \\  for (const key in values) if (values[key] === value) return key;
     \\  throw new RangeError(`unknown value ${value}`);
@@ -173,6 +180,11 @@ fn isReserved(comptime field: Field) bool {
 
 fn isReference(comptime T: type) bool {
     return T == types.Tensor or T == types.KvCache or T == types.Weight;
+}
+
+/// Text of at most so many bytes, which TypeScript only reads.
+fn isText(comptime T: type) bool {
+    return @typeInfo(T) == .array and @typeInfo(T).array.child == u8;
 }
 
 /// Plain fields with a default may be left out as well.
@@ -301,6 +313,10 @@ fn emitLoad(w: *Writer, comptime field: Field, comptime word: usize) !void {
     if (field.type == u64) {
         return w.print("    {s}: getU64(u32, {s}),\n", .{ name, at });
     }
+    if (comptime isText(field.type)) {
+        const bytes = @typeInfo(field.type).array.len;
+        return w.print("    {s}: getText(u32, {s}, {d}),\n", .{ name, at, bytes });
+    }
     if (@typeInfo(field.type) != .@"enum") return w.print(
         "    {s}: u32[{s}] as number,\n",
         .{ name, at },
@@ -403,6 +419,7 @@ fn parameterTypeScript(comptime T: type) []const u8 {
 
 fn fieldTypeScript(comptime T: type) []const u8 {
     if (isReference(T)) return manifest.baseName(T) ++ "Ref";
+    if (isText(T)) return "string";
     return if (@typeInfo(T) == .@"enum") manifest.baseName(T) else "number";
 }
 

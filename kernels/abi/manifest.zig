@@ -76,7 +76,7 @@ pub const functions = [_]Function{
         .name = "md_device_info",
         .Type = fn (u32, ?*types.DeviceInfo) callconv(.c) Status,
         .args = &.{ "ctx", "out" },
-        .doc = "Memory, threads and instruction level of the device.",
+        .doc = "Memory, threads and instruction level of the device; of a GPU its name and capability too.",
     },
     .{
         .name = "md_memory_alloc",

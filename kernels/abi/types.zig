@@ -20,8 +20,8 @@ pub const Status = enum(i32) {
     internal = 9,
 };
 
-/// `null` records every call and computes nothing.
-pub const Backend = enum(u32) { null = 0, cpu = 1 };
+/// `null` records every call and computes nothing; `cuda` needs an NVIDIA GPU and its driver.
+pub const Backend = enum(u32) { null = 0, cpu = 1, cuda = 2 };
 
 pub const DType = enum(u32) { f32 = 0, bf16 = 1, i32 = 2, u32 = 3, u8 = 4, f64 = 5 };
 
@@ -60,7 +60,7 @@ pub const NoiseStream = enum(u32) { target = 0, draft = 1, accept = 2, recovery 
 pub const ProbeKind = enum(u32) {
     /// GB/s of plain reads by all threads.
     read_bandwidth = 0,
-    /// GFLOP/s of the level's bf16 pair dot product, all threads, operands in registers.
+    /// GFLOP/s of bf16: the level's pair dot product by all threads, operands in registers; a GPU's matrix units.
     dot_peak = 1,
     /// GFLOP/s of fp32 fused multiply-add, all threads.
     fma_peak = 2,
@@ -99,21 +99,33 @@ pub const Weight = extern struct {
 
 pub const ContextDesc = extern struct {
     backend: Backend = .cpu,
+    /// 0 is the only CPU; of the GPUs, as CUDA_VISIBLE_DEVICES counts them.
     device: u32 = 0,
-    /// 0 takes all cores that the process may use.
+    /// CPU: 0 takes all cores that the process may use.
     threads: u32 = 0,
     level: CpuLevel = .auto,
 };
 
+/// What does not apply to a device is 0, or empty.
 pub const DeviceInfo = extern struct {
     total_memory: u64 = 0,
     available_memory: u64 = 0,
+    /// Second-level cache of a GPU.
+    l2_bytes: u64 = 0,
     threads: u32 = 0,
     level: CpuLevel = .auto,
     /// f32 lanes of one vector.
     lanes: u32 = 0,
     /// 1 where a bf16 dot-product instruction is used.
     bf16_dot: u32 = 0,
+    /// 10 * major + minor: 90 stands for 9.0.
+    compute_capability: u32 = 0,
+    multiprocessors: u32 = 0,
+    /// The newest CUDA version that the driver runs: 13000 stands for 13.0.
+    driver_version: u32 = 0,
+    reserved: u32 = 0,
+    /// A GPU's name, UTF-8, zeros behind it.
+    name: [64]u8 = @splat(0),
 };
 
 /// What md_memory_alloc gives: `address` for ops and copies, `handle` to free it.

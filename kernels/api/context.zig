@@ -9,6 +9,7 @@ const memory = @import("memory.zig");
 const stream = @import("stream.zig");
 const graph = @import("graph.zig");
 const cpu_backend = @import("../cpu/backend.zig");
+const cuda_backend = @import("../cuda/backend.zig");
 const null_backend = @import("../null/backend.zig");
 
 const Error = errors.Error;
@@ -45,6 +46,7 @@ fn create(maybe_desc: ?*const types.ContextDesc, maybe_out: ?*u32) Error!void {
     )) {
         .cpu => &cpu_backend.backend,
         .null => &null_backend.backend,
+        .cuda => &cuda_backend.backend,
     };
     const state = try backend.open(desc);
     errdefer backend.close(state);
@@ -62,10 +64,11 @@ pub fn md_context_destroy(ctx: u32) callconv(.c) Status {
 
 fn destroy(ctx: u32) Error!void {
     const context = try objects.enterContext(ctx);
-    if (context.capturing) context.backend.graph_destroy(
-        context.state,
-        context.backend.graph_end(context.state),
-    );
+    if (context.capturing) {
+        if (context.backend.graph_end(context.state)) |unfinished| {
+            context.backend.graph_destroy(context.state, unfinished);
+        } else |_| {}
+    }
     // Graphs before the events that they mark.
     graph.destroyAll(context, ctx);
     stream.destroyAll(context, ctx);

@@ -32,7 +32,7 @@ fn end(ctx: u32, maybe_out: ?*u32) Error!void {
         .{},
     );
     context.capturing = false;
-    const state = context.backend.graph_end(context.state);
+    const state = try context.backend.graph_end(context.state);
     const out = maybe_out orelse return context.backend.graph_destroy(context.state, state);
     errdefer context.backend.graph_destroy(context.state, state);
     out.* = try objects.publish(objects.Graph, .graph, ctx, .{ .context = ctx, .state = state });

@@ -10,7 +10,7 @@ const Error = errors.Error;
 /// The backend's own context, memory, event and graph.
 pub const State = *anyopaque;
 
-pub const Memory = struct { address: u64, bytes: u64 };
+pub const Memory = struct { address: u64, bytes: u64, kind: types.MemoryKind };
 
 pub const Backend = struct {
     open: *const fn (desc: *const types.ContextDesc) Error!State,
@@ -26,7 +26,7 @@ pub const Backend = struct {
 
     sync: *const fn (State) Error!void,
     timestamp: *const fn (State, destination: u64) Error!void,
-    /// Takes 1 off `word` once the stream has come so far.
+    /// Takes 1 off `word` once nothing enqueued so far reads host memory of the caller's any more.
     release: *const fn (State, word: *os.Word) Error!void,
 
     event_create: *const fn (State) Error!*anyopaque,
@@ -37,7 +37,8 @@ pub const Backend = struct {
     event_destroy: *const fn (State, event: *anyopaque) void,
 
     graph_begin: *const fn (State) Error!void,
-    graph_end: *const fn (State) *anyopaque,
+    /// Where it fails the capture is over all the same.
+    graph_end: *const fn (State) Error!*anyopaque,
     graph_launch: *const fn (State, graph: *anyopaque) Error!void,
     graph_destroy: *const fn (State, graph: *anyopaque) void,
 

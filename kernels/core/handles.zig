@@ -33,21 +33,8 @@ var slots: [capacity]Slot = @splat(.{});
 var used: u32 = 1;
 var first_free: u32 = 0;
 var live: u32 = 0;
-var lock: Lock = .{};
-
 /// Held for a few instructions, and only where handles are made and freed.
-const Lock = struct {
-    word: os.Word = .init(0),
-
-    fn acquire(self: *Lock) void {
-        while (self.word.swap(1, .acquire) != 0) os.wait(&self.word, 1);
-    }
-
-    fn release(self: *Lock) void {
-        self.word.store(0, .release);
-        os.wake(&self.word, 1);
-    }
-};
+var lock: os.Lock = .{};
 
 pub fn make(kind: Kind, owner: Handle, object: *anyopaque) errors.Error!Handle {
     lock.acquire();

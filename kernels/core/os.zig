@@ -1,5 +1,5 @@
-//! The only door to the operating system: memory, files, threads, futexes, clocks, limits. Linux
-//! and macOS.
+//! The only door to the operating system: memory, files, threads, futexes, shared libraries,
+//! clocks, limits. Linux and macOS.
 const std = @import("std");
 const builtin = @import("builtin");
 
@@ -101,6 +101,31 @@ pub fn wake(word: *const Word, count: u32) void {
             0,
         );
     }
+}
+
+/// For what is held briefly, or seldom.
+pub const Lock = struct {
+    word: Word = .init(0),
+
+    pub fn acquire(self: *Lock) void {
+        while (self.word.swap(1, .acquire) != 0) wait(&self.word, 1);
+    }
+
+    pub fn release(self: *Lock) void {
+        self.word.store(0, .release);
+        wake(&self.word, 1);
+    }
+};
+
+pub const Library = *anyopaque;
+
+/// A shared library of the system's, by its name; null where there is none.
+pub fn openLibrary(name: [*:0]const u8) ?Library {
+    return c.dlopen(name, .{ .NOW = true });
+}
+
+pub fn findSymbol(library: Library, name: [*:0]const u8) ?*anyopaque {
+    return c.dlsym(library, name);
 }
 
 pub const Thread = std.Thread;

@@ -120,7 +120,7 @@ fn info(state: State) types.DeviceInfo {
     };
 }
 
-fn alloc(_: State, _: types.MemoryKind, bytes: u64) Error!backend_mod.Memory {
+fn alloc(_: State, kind: types.MemoryKind, bytes: u64) Error!backend_mod.Memory {
     const available = os.memoryState().available;
     if (bytes > available) return errors.fail(
         error.OutOfMemory,
@@ -129,7 +129,7 @@ fn alloc(_: State, _: types.MemoryKind, bytes: u64) Error!backend_mod.Memory {
     );
     const memory = os.mapMemory(@intCast(bytes)) catch
         return errors.fail(error.OutOfMemory, "the system refused {d} bytes", .{bytes});
-    return .{ .address = @intFromPtr(memory.ptr), .bytes = memory.len };
+    return .{ .address = @intFromPtr(memory.ptr), .bytes = memory.len, .kind = kind };
 }
 
 fn free(state: State, memory: backend_mod.Memory) void {
@@ -192,7 +192,7 @@ fn graphBegin(state: State) Error!void {
     return cpu(state).executor.beginGraph();
 }
 
-fn graphEnd(state: State) *anyopaque {
+fn graphEnd(state: State) Error!*anyopaque {
     return cpu(state).executor.endGraph();
 }
 

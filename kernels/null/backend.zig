@@ -181,7 +181,7 @@ fn alloc(state: State, kind: types.MemoryKind, bytes: u64) Error!backend_mod.Mem
         return errors.fail(error.OutOfMemory, "the system refused {d} bytes", .{bytes});
     errdefer os.unmapMemory(memory);
     try stateOf(state).note("memory_alloc", " kind={t} bytes={d}", .{ kind, bytes });
-    return .{ .address = @intFromPtr(memory.ptr), .bytes = memory.len };
+    return .{ .address = @intFromPtr(memory.ptr), .bytes = memory.len, .kind = kind };
 }
 
 fn free(_: State, memory: backend_mod.Memory) void {
@@ -255,7 +255,7 @@ fn graphBegin(state: State) Error!void {
     self.recording = graph;
 }
 
-fn graphEnd(state: State) *anyopaque {
+fn graphEnd(state: State) Error!*anyopaque {
     const self = stateOf(state);
     defer self.recording = null;
     return self.recording.?;

@@ -1,4 +1,4 @@
-import type { DecodeResult, SamplingConfig, SpeculationConfig } from "@magicdec/engine";
+import type { DecodeResult, OpTimes, SamplingConfig, SpeculationConfig } from "@magicdec/engine";
 
 export type {
   DecodeResult,
@@ -20,6 +20,8 @@ export interface BenchEngine {
       signal?: AbortSignal;
     },
   ): Promise<{ ms: number; tokens: number }>;
+  /** Instead of a prefill: caches of seeded noise for prompts of these lengths. */
+  skipPrefill(lengths: readonly number[], options: { needDraft?: boolean; seed: number }): void;
   decode(
     speculation: SpeculationConfig,
     sampling: SamplingConfig,
@@ -30,6 +32,8 @@ export interface BenchEngine {
       signal?: AbortSignal;
     },
   ): Promise<DecodeResult>;
+  /** Times of the ops of one iteration over the prefilled prompts. */
+  profile(speculation: SpeculationConfig, sampling: SamplingConfig): OpTimes;
   /** The target's logits after `tokens`; replaces what was prefilled. */
   logitsAfter(tokens: Int32Array): Promise<Float32Array>;
   readonly device: { probe(kind: "read_bandwidth", megabytes?: number): number };

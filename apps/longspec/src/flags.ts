@@ -1,3 +1,5 @@
+import type { DeviceName } from "@magicdec/engine";
+import { presetNames } from "@magicdec/model";
 import { z } from "zod";
 
 /** The subcommands; the first is the default. */
@@ -71,14 +73,31 @@ export const flags = {
     standard: "the target's folder",
     help: "where the tokenizer is; a Hub id is taken as a name when the target's folder has one",
   },
+  randomWeights: {
+    name: "random-weights",
+    kind: "list",
+    metavar: "SHAPES",
+    schema: z.array(text).min(1).max(2),
+    expected: `${presetNames.join(", ")} or a config.json; then, if wanted, the draft model's`,
+    help: `no checkpoint, only times: shapes (${presetNames.join(", ")}, or a config.json) and seeded random weights; a second name is the draft model`,
+  },
+  skipPrefill: {
+    name: "skip-prefill",
+    kind: "boolean",
+    schema: toggle,
+    expected: "true or false",
+    standard: "false",
+    help: "with --random-weights: caches hold seeded noise instead of a prefill, so that times come in seconds",
+    only: ["longspec", "baseline", "selfspec", "sweep"],
+  },
   dataset: {
     name: "dataset",
     kind: "value",
     metavar: "NAME|PATH",
     schema: text,
-    expected: "moby-dick, a .txt, .md or .jsonl file, or a folder of text files",
-    standard: "moby-dick",
-    help: "text the prompts are cut from: moby-dick, a file (.txt, .md, .jsonl) or a folder",
+    expected: "moby-dick, random, a .txt, .md or .jsonl file, or a folder of text files",
+    standard: "moby-dick; random with --random-weights",
+    help: "text the prompts are cut from: moby-dick, a file (.txt, .md, .jsonl), a folder, or random tokens",
   },
   batch: {
     name: "B",
@@ -267,10 +286,13 @@ export const flags = {
     name: "device",
     kind: "value",
     metavar: "NAME",
-    schema: z.enum(["cpu", "null", "cuda"]),
-    expected: "cpu",
-    standard: "cpu",
-    help: "backend that computes; this build has cpu",
+    schema: z
+      .string()
+      .regex(/^(auto|cpu|null|cuda(:\d{1,3})?)$/)
+      .transform((name) => name as DeviceName),
+    expected: "auto, cpu, cuda or cuda:NUMBER",
+    standard: "auto: the first GPU, or the cpu where none can be used",
+    help: "what computes: auto, cpu, cuda (the first GPU), cuda:1, ...",
   },
   threads: {
     name: "threads",
@@ -279,7 +301,7 @@ export const flags = {
     schema: integer(1, 1024),
     expected: "a whole number from 1 to 1024",
     standard: "one a core",
-    help: "of the cpu backend; figures change with it, tokens do not",
+    help: "of the cpu; figures change with it, tokens do not",
   },
   pageSize: {
     name: "page-size",
@@ -287,8 +309,26 @@ export const flags = {
     metavar: "TOKENS",
     schema: integer(64, 4096).refine((size) => (size & (size - 1)) === 0),
     expected: "a power of two from 64 to 4096",
-    standard: "512",
+    standard: "512 on the cpu, 256 on cuda",
     help: "tokens in a page of the KV cache",
+  },
+  prefillChunk: {
+    name: "prefill-chunk",
+    kind: "value",
+    metavar: "ROWS",
+    schema: integer(64, 65536),
+    expected: "a whole number from 64 to 65536",
+    standard: "512 on the cpu; 8192 on cuda, or what its memory allows",
+    help: "prompt tokens of a prefill forward",
+  },
+  gpuMemoryUtilization: {
+    name: "gpu-memory-utilization",
+    kind: "value",
+    metavar: "SHARE",
+    schema: decimal(0, 1).refine((share) => share > 0),
+    expected: "a number above 0, at most 1",
+    standard: "0.9",
+    help: "of cuda: share of its memory that may be in use, this run and others together",
   },
   compile: {
     name: "compile",
@@ -305,6 +345,15 @@ export const flags = {
     expected: "true or false",
     standard: "true",
     help: "print the second table: time of an iteration by phase",
+    only: ["longspec", "baseline", "selfspec"],
+  },
+  profile: {
+    name: "profile",
+    kind: "boolean",
+    schema: toggle,
+    expected: "true or false",
+    standard: "false",
+    help: "time the kernels of one iteration of each method one by one: profile.json, and a chart in report.html",
     only: ["longspec", "baseline", "selfspec"],
   },
   printoutput: {

@@ -40,11 +40,12 @@ export function cellKey(
   cell: { batch: number; prefixLen: number; mode: Mode; method: MethodChoice },
 ): string {
   const { models, dataset, genLen, repetitions, stopAtEos, device, threads, pageSize } = options;
-  const { graphs, sinks, windowSize, reselectEvery } = options;
+  const { graphs, sinks, windowSize, reselectEvery, skipPrefill } = options;
   const { temperature, topK, topP, minP, seed } = options;
   const settings = [
     [models.target ?? null, models.draft ?? null, dataset, device, threads ?? null],
-    [genLen, repetitions, stopAtEos, pageSize, graphs, sinks, windowSize, reselectEvery],
+    [models.random?.target ?? null, models.random?.draft ?? null, skipPrefill],
+    [genLen, repetitions, stopAtEos, pageSize ?? null, graphs, sinks, windowSize, reselectEvery],
     [temperature, topK, topP, minP, seed],
     [cell.batch, cell.prefixLen, cell.mode],
     [cell.method.method, cell.method.cache, cell.method.gamma, cell.method.budget],

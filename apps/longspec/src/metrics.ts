@@ -1,4 +1,5 @@
 import {
+  type AssumedSpeedup,
   deviation,
   distinctShare,
   lookupAcceptance,
@@ -8,7 +9,13 @@ import {
   type Sample,
   sum,
 } from "@magicdec/report";
-import { acceptanceRateFromLength, predictedSpeedup } from "@magicdec/speculation";
+import {
+  acceptanceRateFromLength,
+  bestGamma,
+  predictedSpeedup,
+  type StepTimes,
+  verifyTimeLine,
+} from "@magicdec/speculation";
 import type { DecodeResult } from "./engine.ts";
 import type { MethodChoice } from "./methods.ts";
 
@@ -139,6 +146,27 @@ function phaseTimes(
     msOther: perIteration((sample) => sample.msOther),
     msHost: perIteration((sample) => sample.hostMs),
   };
+}
+
+/** Acceptance rates that real models show, from hard text to easy. */
+const assumedAlphas = [0.7, 0.8, 0.83, 0.89, 0.9, 0.95];
+
+/** What the rows' times would give at other acceptance rates than those of this run. */
+export function assumedSpeedups(rows: readonly ResultRow[]): AssumedSpeedup[] {
+  return rows.flatMap((row) => {
+    const { mode, method, cache, budget, gamma, msTarget, msDraft, msVerify } = row;
+    if (method === "baseline" || msVerify === 0) return [];
+    const msOther = row.msAccept + row.msSelect + row.msOther;
+    const line = verifyTimeLine({ gamma: 0, ms: msTarget }, { gamma, ms: msVerify });
+    const times: StepTimes = { msTarget, msDraft, msVerify: line, msOther };
+    const byAlpha = assumedAlphas.map((alpha) => {
+      const best = bestGamma(alpha, times);
+      const speedup = predictedSpeedup(gamma, alpha, { ...times, msVerify: () => msVerify });
+      return { alpha, speedup, bestGamma: best.gamma, bestSpeedup: best.speedup };
+    });
+    const msIteration = gamma * msDraft + msVerify + msOther;
+    return { mode, method, cache, budget, gamma, msIteration, byAlpha };
+  });
 }
 
 /** Tokens that an iteration yields for a sequence: the accepted drafts and the bonus token. */

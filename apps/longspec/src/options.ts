@@ -1,4 +1,4 @@
-import { standardPageSize } from "@magicdec/engine";
+import type { DeviceName } from "@magicdec/engine";
 import type { CacheName, Mode } from "@magicdec/report";
 import { UsageError } from "./errors.ts";
 import type { Command, FlagValues } from "./flags.ts";
@@ -26,12 +26,19 @@ export interface Options {
   seed: number;
   repetitions: number;
   stopAtEos: boolean;
-  device: "cpu";
+  device: DeviceName;
   threads: number | undefined;
-  pageSize: number;
+  /** What suits the device where undefined. */
+  pageSize: number | undefined;
+  /** Rows of a prefill forward; what suits the device where undefined. */
+  prefillChunk: number | undefined;
+  gpuMemoryUtilization: number | undefined;
+  /** Caches of noise instead of a prefill. */
+  skipPrefill: boolean;
   graphs: boolean;
   showPhases: boolean;
   printOutput: boolean;
+  profile: boolean;
   alpha: number | undefined;
   results: string;
   resume: string | undefined;
@@ -40,6 +47,8 @@ export interface Options {
 
 /** Which checkpoints: undefined stands for the embedded pair. */
 export interface ModelChoice {
+  /** Instead of checkpoints: shapes to fill with random weights, presets or files. */
+  random: { target: string; draft: string | undefined } | undefined;
   target: string | undefined;
   draft: string | undefined;
   tokenizer: string | undefined;
@@ -68,12 +77,13 @@ export function resolveOptions(command: Command, values: FlagValues): Options {
     windowSize: values.windowSize ?? standard.windowSize,
   };
   const models = resolveModels(command, values);
+  refuseForRandom(values);
   const methods = resolveMethods(command, values, models);
   for (const method of methods) checkBudget(method, shared);
   return {
     command,
     models,
-    dataset: values.dataset ?? "moby-dick",
+    dataset: values.dataset ?? (models.random === undefined ? "moby-dick" : "random"),
     prefixLens: grid.sequences,
     ...lengths,
     methods,
@@ -88,12 +98,16 @@ export function resolveOptions(command: Command, values: FlagValues): Options {
     seed: values.seed ?? 123,
     repetitions: values.repetitions ?? (command === "sweep" ? 1 : 3),
     stopAtEos: values.stopAtEos ?? false,
-    device: "cpu",
+    device: values.device ?? "auto",
     threads: values.threads,
-    pageSize: values.pageSize ?? standardPageSize,
+    pageSize: values.pageSize,
+    prefillChunk: values.prefillChunk,
+    gpuMemoryUtilization: values.gpuMemoryUtilization,
+    skipPrefill: values.skipPrefill ?? false,
     graphs: values.compile ?? true,
     showPhases: values.benchmark ?? true,
     printOutput: values.printoutput ?? false,
+    profile: values.profile ?? false,
     alpha: values.alpha,
     results: values.results ?? "results",
     resume: values.resume,
@@ -102,15 +116,10 @@ export function resolveOptions(command: Command, values: FlagValues): Options {
 }
 
 function refuseWhatThisBuildLacks(values: FlagValues): void {
-  if (values.device === "cuda") {
-    throw new UsageError(
-      "--device: expected cpu, got cuda, and this build has no CUDA backend; leave the flag out",
-    );
-  }
   if (values.device === "null") {
     throw new UsageError(
-      "--device: expected cpu, got null, which records calls and decodes no token; leave the " +
-        "flag out, or run bench:overhead for what the host costs",
+      "--device: expected cpu or cuda, got null, which records calls and decodes no token; leave " +
+        "the flag out, or run bench:overhead for what the host costs",
     );
   }
   for (const [flag, ranks] of [
@@ -233,11 +242,39 @@ function resolveDrafters(
   if (values.method === undefined) return models.hasDraft ? ["self", "model"] : ["self"];
   if (values.method.includes("model") && !models.hasDraft) {
     throw new UsageError(
-      `--method: expected a draft model for the target ${models.target}, got none; ` +
-        "write --target TARGET --model DRAFT, or --method self",
+      `--method: expected a draft model for the target ${models.target ?? models.random?.target}, ` +
+        "got none; write --target TARGET --model DRAFT (or --random-weights TARGET,DRAFT), or " +
+        "--method self",
     );
   }
   return values.method;
+}
+
+/** What random weights cannot give, and what only they may do. */
+function refuseForRandom(values: FlagValues): void {
+  const { randomWeights, dataset } = values;
+  if (randomWeights === undefined) {
+    if (!values.skipPrefill) return;
+    throw new UsageError(
+      "--skip-prefill: expected it beside --random-weights only, because caches of noise give no " +
+        "text; leave it out",
+    );
+  }
+  for (const [flag, value] of Object.entries({
+    "--model": values.model,
+    "--target": values.target,
+    "--model-name": values.modelName,
+  })) {
+    if (value === undefined) continue;
+    throw new UsageError(
+      `${flag}: expected no checkpoint beside --random-weights, got ${value}; leave one of them out`,
+    );
+  }
+  if (dataset === undefined || dataset === "random") return;
+  throw new UsageError(
+    `--dataset: expected random beside --random-weights, which have no tokenizer, got ${dataset}; ` +
+      "leave it out",
+  );
 }
 
 function refuseForBaseline(values: FlagValues): void {
@@ -298,6 +335,18 @@ function resolveModes(command: Command, values: FlagValues): Mode[] {
 
 function resolveModels(command: Command, values: FlagValues): ModelChoice {
   const { model, target, modelName } = values;
+  const [randomTarget, randomDraft] = values.randomWeights ?? [];
+  if (randomDraft !== undefined && (command === "baseline" || command === "selfspec")) {
+    throw new UsageError(
+      `--random-weights: expected one model, because ${command} runs no second one, got ` +
+        `${randomTarget} and ${randomDraft}; leave one of them out`,
+    );
+  }
+  if (randomTarget !== undefined) {
+    const random = { target: randomTarget, draft: randomDraft };
+    const nothing = { target: undefined, draft: undefined, tokenizer: undefined };
+    return { ...nothing, random, hasDraft: randomDraft !== undefined };
+  }
   const draft = target === undefined ? undefined : model;
   if (draft !== undefined && (command === "baseline" || command === "selfspec")) {
     throw new UsageError(
@@ -307,6 +356,7 @@ function resolveModels(command: Command, values: FlagValues): ModelChoice {
   }
   const chosen = target ?? model;
   return {
+    random: undefined,
     target: chosen,
     draft,
     tokenizer: modelName,

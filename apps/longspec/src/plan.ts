@@ -1,6 +1,7 @@
 import { formatBytes, MemoryPlanError, type MemoryPlan, type Runner } from "@magicdec/engine";
 import { methodLabel, sum } from "@magicdec/report";
 import { bestGamma, predictedSpeedup, type StepTimes } from "@magicdec/speculation";
+import { deviceLine } from "./device_line.ts";
 import { exitCodes } from "./errors.ts";
 import { type MethodChoice, standardAlpha } from "./methods.ts";
 import type { Options } from "./options.ts";
@@ -40,7 +41,10 @@ export async function runPlan(options: Options, terminal: Terminal): Promise<num
     if (options.json) {
       terminal.result(JSON.stringify({ memory: runner.memoryPlan, bandwidthGBs, expected }));
     } else {
-      terminal.text(`${memoryText(runner.memoryPlan)}\n${speedText(expected, bandwidthGBs)}`);
+      const memory = memoryText(runner.memoryPlan);
+      terminal.text(
+        `${deviceLine(runner.device)}\n${memory}\n${speedText(expected, bandwidthGBs)}`,
+      );
     }
     return exitCodes.ok;
   } catch (error) {
@@ -94,11 +98,12 @@ function memoryText(plan: MemoryPlan): string {
   const lines = [
     ...plan.parts.map(({ name, bytes }) => [name, bytes] as const),
     ["all together", plan.totalBytes] as const,
-    ["free on this machine", plan.availableBytes] as const,
+    ["may be taken", plan.availableBytes] as const,
   ];
   return [
     "memory",
     ...lines.map(([name, bytes]) => `  ${name.padEnd(24)}${formatBytes(bytes).padStart(12)}`),
+    `  (${plan.availableText})`,
     "",
   ].join("\n");
 }

@@ -5,6 +5,7 @@ import {
   gitState,
   hostFacts,
   htmlReport,
+  type IterationProfile,
   type LongspecReport,
   type Machine,
   markdownReport,
@@ -16,26 +17,34 @@ import {
 } from "@magicdec/report";
 import packageJson from "../package.json" with { type: "json" };
 import type { Measurement } from "./measure.ts";
+import { assumedSpeedups } from "./metrics.ts";
+import { modelNames } from "./models.ts";
 import type { Options } from "./options.ts";
 
 /** What ran, as far as only the loaded engine knows it. */
 export interface Ran {
-  /** Backend and kernel level, e.g. "cpu v4". */
+  /** What computed, e.g. "cpu v4" or "cuda:0 NVIDIA H200". */
   device: string;
+  /** Of the CPU; 0 on a GPU. */
   threads: number;
+  /** Tokens of a KV page. */
+  pageSize: number;
   prefill: { ms: number; tokens: number };
+  /** With --profile. */
+  profile: IterationProfile[] | undefined;
   startedAt: Date;
   folder: string;
 }
 
 /** The settings of a run as they go into its report. */
-export function runConfig(options: Options, threads: number): RunConfig {
+export function runConfig(
+  options: Options,
+  { device, threads, pageSize }: Pick<Ran, "device" | "threads" | "pageSize">,
+): RunConfig {
   if (options.command === "plan") throw new RangeError("plan measures nothing and has no report");
-  const drafts = options.methods.some((method) => method.method === "model");
   return {
     command: options.command,
-    target: options.models.target ?? "embedded target",
-    draft: drafts ? (options.models.draft ?? "embedded draft") : null,
+    ...modelNames(options),
     dataset: options.dataset,
     batch: options.prefixLens.length,
     prefixLens: options.prefixLens,
@@ -51,10 +60,13 @@ export function runConfig(options: Options, threads: number): RunConfig {
     sinks: options.sinks,
     windowSize: options.windowSize,
     reselectEvery: options.reselectEvery,
-    pageSize: options.pageSize,
+    pageSize,
     graphs: options.graphs,
-    device: options.device,
+    // The label's first word: what "auto" came to.
+    device: device.split(" ")[0] ?? device,
     threads,
+    randomWeights: options.models.random !== undefined,
+    prefillSkipped: options.skipPrefill,
   };
 }
 
@@ -70,19 +82,23 @@ export function machineFacts(ran: Pick<Ran, "device" | "threads">, bandwidths: n
 /** The report and its manifest of a measurement. */
 export function toManifest(options: Options, measured: Measurement, ran: Ran): RunManifest {
   const { prefill } = ran;
+  const random = options.models.random !== undefined;
+  const assumed = random ? assumedSpeedups(measured.rows) : undefined;
   const report: LongspecReport = {
     version: reportVersion,
     machine: machineFacts(
       ran,
       measured.samples.map((sample) => sample.bandwidthGBs),
     ),
-    config: runConfig(options, ran.threads),
+    config: runConfig(options, ran),
     prefill: {
       ...prefill,
       tokensPerSecond: prefill.ms > 0 ? (1000 * prefill.tokens) / prefill.ms : 0,
     },
     results: measured.rows,
     mismatches: measured.mismatches,
+    ...(assumed && { assumed }),
+    ...(ran.profile && { profile: ran.profile }),
     partial: measured.partial,
     conclusion: conclude({
       results: measured.rows,
@@ -91,6 +107,7 @@ export function toManifest(options: Options, measured: Measurement, ran: Ran): R
       temperature: options.temperature,
       batch: options.prefixLens.length,
       prefixLen: Math.max(...options.prefixLens),
+      assumed,
     }),
     resultsFolder: ran.folder,
   };
@@ -106,9 +123,12 @@ export function toManifest(options: Options, measured: Measurement, ran: Ran): R
   };
 }
 
-/** Writes run.json, report.md and report.html; each file is whole or absent. */
+/** Writes run.json, report.md, report.html and, with a profile, profile.json; each file is whole or absent. */
 export function writeRun(manifest: RunManifest): void {
-  const folder = manifest.report.resultsFolder;
+  const { resultsFolder: folder, profile } = manifest.report;
+  if (profile !== undefined) {
+    writeAtomically(join(folder, "profile.json"), `${JSON.stringify(profile, null, 2)}\n`);
+  }
   writeAtomically(join(folder, "run.json"), `${JSON.stringify(manifest, null, 2)}\n`);
   writeAtomically(join(folder, "report.md"), markdownReport(manifest));
   writeAtomically(join(folder, "report.html"), htmlReport(manifest));

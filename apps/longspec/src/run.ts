@@ -1,8 +1,14 @@
-import { createResultsFolder, removeIfEmpty, resultTables } from "@magicdec/report";
+import {
+  assumedTableText,
+  createResultsFolder,
+  removeIfEmpty,
+  resultTables,
+} from "@magicdec/report";
 import { exitCodes } from "./errors.ts";
 import { mismatchMessage } from "./identity.ts";
 import { measure, type Measurement, type Work } from "./measure.ts";
 import type { Options } from "./options.ts";
+import { profileMethods } from "./profile.ts";
 import { Progress } from "./progress.ts";
 import { toManifest, writeRun } from "./results.ts";
 import { type Setup, setUp } from "./setup.ts";
@@ -41,7 +47,7 @@ async function runLoaded(options: Options, setup: Setup, place: Place): Promise<
   const startedAt = new Date();
   const prompts = setup.prompts(options.prefixLens);
   const needDraft = options.methods.some((method) => method.method === "model");
-  const prefill = await prefillOrStop(setup, prompts, needDraft, place);
+  const prefill = await prefillOrStop(setup, prompts, needDraft, options, place);
   const measured =
     prefill === undefined
       ? nothing
@@ -51,10 +57,17 @@ async function runLoaded(options: Options, setup: Setup, place: Place): Promise<
           progress.watch({ ...options, signal }),
         );
   progress.end();
-  await addLogits(setup, measured);
+  const profile =
+    options.profile && !signal.aborted && prefill !== undefined
+      ? profileMethods(setup.engine, toWork(options, setup, prompts), measured.rows)
+      : undefined;
+  // After a skipped prefill no pass of its own would see the same caches.
+  if (!options.skipPrefill) await addLogits(setup, measured);
   const manifest = toManifest(options, measured, {
+    profile,
     device: setup.device,
     threads: setup.threads,
+    pageSize: setup.pageSize,
     prefill: prefill ?? { ms: 0, tokens: 0 },
     startedAt,
     folder,
@@ -68,6 +81,10 @@ async function runLoaded(options: Options, setup: Setup, place: Place): Promise<
     const { temperature, showPhases } = options;
     const color = terminal.color;
     terminal.text(resultTables(report.results, { temperature, color, phases: showPhases }));
+    const { assumed = [] } = report;
+    if (assumed.length > 0) {
+      terminal.text(`\n${assumedTableText(assumed, { temperature, color })}`);
+    }
     terminal.text(`\n${report.conclusion}\nresults: ${folder}\n`);
   }
   for (const mismatch of measured.mismatches) terminal.error(mismatchMessage(mismatch));
@@ -95,13 +112,20 @@ async function addLogits(setup: Setup, measured: Measurement): Promise<void> {
   }
 }
 
-/** Prefill with a bar; undefined when the signal came first. */
+/** Prefill with a bar, or caches of noise; undefined when the signal came first. */
 export async function prefillOrStop(
   setup: Setup,
   prompts: Int32Array[],
   needDraft: boolean,
+  { skipPrefill, seed }: Pick<Options, "skipPrefill" | "seed">,
   { progress, signal }: Pick<Place, "progress" | "signal">,
 ): Promise<{ ms: number; tokens: number } | undefined> {
+  if (skipPrefill) {
+    progress.note("no prefill: the caches hold seeded noise");
+    const lengths = prompts.map((prompt) => prompt.length);
+    setup.engine.skipPrefill(lengths, { needDraft, seed });
+    return { ms: 0, tokens: 0 };
+  }
   const onProgress = progress.phase(`prefill ${prompts.length} sequences`);
   try {
     return await setup.engine.prefill(prompts, { needDraft, onProgress, signal });

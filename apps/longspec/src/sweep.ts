@@ -103,7 +103,8 @@ class Sweep {
     const { batch, prefixLen, cells } = group;
     const prompts = setup.prompts(Array.from({ length: batch }, () => prefixLen));
     const needDraft = cells.some((cell) => cell.method.method === "model");
-    if ((await prefillOrStop(setup, prompts, needDraft, place)) === undefined) return;
+    const prefill = await prefillOrStop(setup, prompts, needDraft, this.#options, place);
+    if (prefill === undefined) return;
     for (const [mode, ofMode] of Map.groupBy(cells, (cell) => cell.mode)) {
       const methods = ofMode.map((cell) => cell.method);
       const work = { ...toWork(this.#options, setup, prompts), methods, modes: [mode] };
@@ -132,7 +133,7 @@ function finish(sweep: Sweep, options: Options, terminal: Terminal): number {
   const report: SweepReport = {
     version: reportVersion,
     machine: machineFacts({ device, threads }, sweep.bandwidths),
-    config: runConfig(options, threads),
+    config: runConfig(options, setup),
     cells,
     planned,
     partial,

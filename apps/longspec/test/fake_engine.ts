@@ -42,6 +42,18 @@ export class FakeEngine implements BenchEngine {
     return Promise.resolve({ ms: 1, tokens: prompts.reduce((sum, one) => sum + one.length, 0) });
   }
 
+  skipPrefill(lengths: readonly number[]): void {
+    this.#prompts = lengths.map((length) => new Int32Array(length));
+  }
+
+  /** Two ops of each phase, 1 ms each. */
+  profile() {
+    const ops = [1, 2, 3].flatMap((phase) =>
+      (["attention", "linear"] as const).map((kind) => ({ op: `md_${kind}`, kind, phase, ms: 1 })),
+    );
+    return { ops, msClock: 0.002 };
+  }
+
   /** Logit i of token i is i / 4, whatever came before. */
   logitsAfter(): Promise<Float32Array> {
     return Promise.resolve(Float32Array.from({ length: 4096 }, (_, id) => id / 4));

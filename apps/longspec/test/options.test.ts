@@ -134,6 +134,24 @@ describe("defaults", () => {
     expect(options.modes).toEqual(["coupled"]);
   });
 
+  test("random weights have no checkpoint, no tokenizer, and a draft where one is named", () => {
+    const { models, dataset, methods } = resolve("--random-weights llama-3.1-8b");
+    expect(models.random).toEqual({ target: "llama-3.1-8b", draft: undefined });
+    expect(dataset).toBe("random");
+    expect(new Set(methods.map((method) => method.method))).toEqual(new Set(["self"]));
+    const pair = resolve("--random-weights llama-3.1-8b,llama-3.2-1b --skip-prefill");
+    expect(pair.models.random).toEqual({ target: "llama-3.1-8b", draft: "llama-3.2-1b" });
+    expect(pair).toMatchObject({ skipPrefill: true });
+    expect(pair.methods.some((method) => method.method === "model")).toBeTrue();
+  });
+
+  test("what depends on the device is left to it", () => {
+    expect(resolve("")).toMatchObject({ device: "auto", pageSize: undefined });
+    expect(
+      resolve("--device cuda:1 --gpu-memory-utilization .5 --prefill-chunk 2048"),
+    ).toMatchObject({ device: "cuda:1", gpuMemoryUtilization: 0.5, prefillChunk: 2048 });
+  });
+
   test("temperature 0 leaves greedy", () => {
     expect(resolve("--temperature 0").modes).toEqual(["greedy"]);
   });
@@ -219,9 +237,9 @@ describe("bad input gets one message", () => {
     ["--min-p 1", /^--min-p: expected a number of at least 0, below 1, got "1"/],
     ["--seed -1", /^--seed: .* got "-1"/],
     ["--page-size 100", /^--page-size: expected a power of two from 64 to 4096, got "100"/],
-    ["--device cuda", /^--device: .*this build has no CUDA backend; leave the flag out/],
-    ["--device tpu", /^--device: expected cpu, got "tpu"/],
-    ["--device null", /^--device: expected cpu, got null, which .*decodes no token; leave/],
+    ["--device tpu", /^--device: expected auto, cpu, cuda or cuda:NUMBER, got "tpu"/],
+    ["--device cpu:1", /^--device: expected auto, cpu, cuda or cuda:NUMBER, got "cpu:1"/],
+    ["--device null", /^--device: expected cpu or cuda, got null, which .*no token; leave/],
     ["--rank_group 0 1 2 3", /^--rank-group: .*got 0 1 2 3: several ranks are not supported yet/],
     ["--draft_ranks 0 1", /^--draft-rank-group: .*several ranks are not supported yet/],
     ["--rank_group 1", /^--rank-group: expected rank 0/],
@@ -234,6 +252,16 @@ describe("bad input gets one message", () => {
     ["selfspec --target T --model D", /^--target: expected one model/],
     ["--model M --method model", /^--method: expected a draft model for the target M, got none/],
     ["sweep --gamma auto", /^--gamma: expected whole numbers from 1 to 16 with sweep, got auto/],
+    ["--skip-prefill", /^--skip-prefill: expected it beside --random-weights only/],
+    ["--random-weights a b c", /^--random-weights: expected llama-3\.2-1b, .* got "a,b,c"/],
+    ["--random-weights a --model M", /^--model: expected no checkpoint beside --random-weights/],
+    ["--random-weights a --dataset moby-dick", /^--dataset: expected random beside/],
+    ["--random-weights a --method model", /^--method: expected a draft model for the target a/],
+    ["selfspec --random-weights a,b", /^--random-weights: expected one model, because selfspec/],
+    ["--gpu-memory-utilization 0", /^--gpu-memory-utilization: .*above 0, at most 1, got "0"/],
+    ["--gpu-memory-utilization 1.1", /^--gpu-memory-utilization: .* got "1.1"/],
+    ["--prefill-chunk 1", /^--prefill-chunk: expected a whole number from 64 to 65536, got "1"/],
+    ["sweep --profile", /^--profile: sweep does not take this flag/],
     ["--compile=maybe", /^--compile: expected true or false, got "maybe"/],
     ["--repetitions 0", /^--repetitions: .* got "0"/],
   ];

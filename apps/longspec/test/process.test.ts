@@ -79,6 +79,7 @@ describe("bad input", () => {
     ],
     ["an empty data set", `--dataset ${empty}`, 1, /empty\.txt: expected text/],
     ["a text shorter than the prefix", `--dataset ${short}`, 1, /at least \d+ tokens .*, got \d+;/],
+    ["a GPU that is not there", "--device cuda:77", 1, /^error: md_context_create: /],
     ["a prefix beyond the context", "--prefix-len 20000", 1, /context of 16384, got 20096/],
     [
       "memory that cannot suffice",
@@ -147,10 +148,10 @@ describe("a small run with the embedded pair", () => {
   );
 
   test(
-    "a ragged batch, other sinks, no graphs, one thread",
+    "a ragged batch, other sinks, no graphs, one thread of the CPU",
     async () => {
       const flags =
-        "--prefix-len 40,300,129 --gen-len 20 --budget 48 --sinks 0 --no-compile --threads 1";
+        "--device cpu --prefix-len 40,300,129 --gen-len 20 --budget 48 --sinks 0 --no-compile --threads 1";
       const { stdout, code } = await run(`longspec ${flags} --repetitions 1 --mode coupled --json`);
       expect(code).toBe(0);
       const report = LongspecReport.parse(JSON.parse(stdout));
@@ -168,6 +169,30 @@ describe("a small run with the embedded pair", () => {
       expect(stdout).toContain("self, streaming 64");
       expect(stdout).toContain("Every token of the greedy runs is the baseline's.");
       expect(stdout).toContain("--- sequence 1");
+    },
+    generous,
+  );
+
+  test(
+    "random weights of a config.json decode noise losslessly, with the ops timed",
+    async () => {
+      const config = join(root, "config.json");
+      const sizes = { hidden_size: 128, intermediate_size: 256, num_hidden_layers: 2 };
+      const heads = { num_attention_heads: 2, num_key_value_heads: 1, vocab_size: 500 };
+      const rest = { max_position_embeddings: 4096, rms_norm_eps: 1e-5 };
+      writeFileSync(config, JSON.stringify({ model_type: "llama", ...sizes, ...heads, ...rest }));
+      const flags = `--random-weights ${config} ${config} --skip-prefill --profile --json`;
+      const { stdout, code } = await run(`longspec ${small} ${flags}`);
+      expect(code).toBe(0);
+      const report = LongspecReport.parse(JSON.parse(stdout));
+      expect(report.config.dataset).toBe("random");
+      for (const row of report.results) {
+        if (row.method === "baseline") continue;
+        expect(row.identical).toBe(row.mode === "rejection" ? null : true);
+      }
+      expect(report.assumed).toHaveLength(15);
+      const ops = report.profile?.flatMap(({ parts }) => parts) ?? [];
+      expect(new Set(ops.map(({ kind }) => kind))).toContain("attention");
     },
     generous,
   );

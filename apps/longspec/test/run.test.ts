@@ -62,6 +62,7 @@ function fakeSetup(engine: FakeEngine): Setup {
     prompts: (lengths) => lengths.map((length) => new Int32Array(length).fill(1)),
     device: "cpu v3",
     threads: 2,
+    pageSize: 512,
     [Symbol.dispose]: () => {},
   };
 }
@@ -109,6 +110,32 @@ describe("a run", () => {
     expect(new Set(engine.calls.map((call) => call.speculation.method))).toEqual(new Set(["off"]));
     expect(terminal.texts).not.toContain("T_V\n");
     expect(terminal.texts).toContain("Decoding without speculation");
+  });
+
+  test("random weights: times, and what they would give at assumed acceptance rates", async () => {
+    const line = `selfspec --random-weights llama-3.1-8b --skip-prefill --profile --gamma 3 ${small}`;
+    const { code, terminal, folder } = await bench(line);
+    expect(code).toBe(0);
+    const files = ["profile.json", "report.html", "report.md", "run.json"];
+    expect(readdirSync(folder).sort()).toEqual(files);
+    const { report } = RunManifest.parse(
+      JSON.parse(readFileSync(join(folder, "run.json"), "utf8")),
+    );
+    expect(report.config).toMatchObject({ randomWeights: true, prefillSkipped: true });
+    // T_T 10, T_D 1, T_V 10 and nothing else: (1 - .9^4) / (1 - .9) * 10 / 13.
+    const [first] = report.assumed ?? [];
+    expect(first).toMatchObject({ gamma: 3, msIteration: 13 });
+    const at = first?.byAlpha.find(({ alpha }) => alpha === 0.9);
+    expect(at?.speedup).toBeCloseTo(2.645, 3);
+    expect(at?.bestGamma).toBeGreaterThan(3);
+    expect(report.profile?.map(({ parts }) => parts.length)).toEqual([6, 6, 6]);
+    expect(terminal.texts).toContain("alpha 0.83");
+    expect(terminal.texts).toContain("The weights are random: times mean something");
+    expect(terminal.progressText).toContain("no prefill: the caches hold seeded noise");
+    const page = readFileSync(join(folder, "report.html"), "utf8");
+    expect(page).toContain('id="profile"');
+    expect(page).toContain("Speed-up by assumed acceptance");
+    expect(readFileSync(join(folder, "report.md"), "utf8")).toContain("skipped: the caches held");
   });
 
   test("--printoutput prints every sequence's text", async () => {

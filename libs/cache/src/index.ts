@@ -5,7 +5,7 @@ export {
   type PagedKvOptions,
   pagedKvBytes,
 } from "./pages.ts";
-export { QueryRing, type QueryRingOptions } from "./queries.ts";
+export { QueryRing, queryRingBytes, type QueryRingOptions } from "./queries.ts";
 export type {
   AttentionView,
   CachePolicy,

@@ -12,13 +12,18 @@ export interface PagedKvOptions {
   readonly batch: number;
   /** Columns of the block table: the longest sequence in pages. */
   readonly maxPagesPerSequence: number;
+  /** One page more, which is nobody's: rows that hold no sequence may write there (`park`). */
+  readonly parking?: boolean;
 }
 
 /** Bytes of the pool (bf16 K and V). */
 export function pagedKvBytes(options: PagedKvOptions): number {
-  return (
-    options.layers * options.pages * 2 * options.kvHeads * options.pageSize * options.headDim * 2
-  );
+  const { layers, kvHeads, pageSize, headDim } = options;
+  return layers * pagesOf(options) * 2 * kvHeads * pageSize * headDim * 2;
+}
+
+function pagesOf({ pages, parking = false }: PagedKvOptions): number {
+  return parking ? pages + 1 : pages;
 }
 
 /** The pool has no free page left. Nothing was changed by the call that threw. */
@@ -55,8 +60,9 @@ export class PagedKv implements Disposable {
     readonly options: PagedKvOptions,
   ) {
     const { layers, kvHeads, headDim, pageSize, pages, batch, maxPagesPerSequence } = options;
-    const data = device.alloc([layers, pages, 2 * kvHeads, pageSize * headDim], "bf16");
-    this.ref = { data, layers, pages, pageSize, kvHeads, headDim };
+    const all = pagesOf(options);
+    const data = device.alloc([layers, all, 2 * kvHeads, pageSize * headDim], "bf16");
+    this.ref = { data, layers, pages: all, pageSize, kvHeads, headDim };
     this.blockTable = device.alloc([batch, maxPagesPerSequence], "i32");
     this.#references = new Uint16Array(pages);
     this.#pagesOf = Array.from({ length: batch }, () => []);
@@ -102,6 +108,17 @@ export class PagedKv implements Disposable {
     const owned = this.#pages(row);
     this.#unreference(owned);
     owned.length = 0;
+  }
+
+  /**
+   * Gives row `row`'s pages back and lets the row stand on the page that is nobody's, so that a forward may go on computing it: what it writes there
+   * (within one page) is read by no sequence.
+   */
+  park(row: number): void {
+    const { pages, maxPagesPerSequence, parking = false } = this.options;
+    if (!parking) throw new Error("KV pages: expected a cache with a page for parked rows");
+    this.release(row);
+    this.blockTable.write(Int32Array.of(pages), row * maxPagesPerSequence);
   }
 
   /** Keeps row `row`'s pages alive, so that the row can go on, be released and come back to what it holds now. */

@@ -33,12 +33,12 @@ export interface PolicyContext extends PolicyOptions {
   readonly device: Device;
   /** The exact cache that drafts read through the policy. */
   readonly cache: PagedKv;
-  /** Kept queries; there where `observesQueries` of the policy's factory is true. */
+  /** Kept queries of the cache's model; a policy that selects needs them. */
   readonly queries: QueryRing | undefined;
   readonly batch: number;
 }
 
-/** Decides what a draft reads of the cache. One policy serves one decode run; all its device state is its own. */
+/** Decides what a draft reads of the cache. A policy serves one decode run after another; all its device state is its own. */
 export interface CachePolicy extends Disposable {
   readonly name: string;
   /**
@@ -46,14 +46,20 @@ export interface CachePolicy extends Disposable {
    * 0: the query keeps its absolute position everywhere.
    */
   readonly sinkViewTokens: number;
+  /** Whether it selects what is read, from queries that are kept for it. */
+  readonly selects: boolean;
   /** Generated tokens between selections; Infinity for policies that never select. */
   readonly selectEvery: number;
   /** The view of one layer for the first `b` rows. */
   view(layer: number, b: number): AttentionView;
   /** Enqueues a selection for the first `b` rows from `lens` (b) i32, the tokens in the cache. */
   select(b: number, lens: Tensor): void;
+  /** Enqueues what a new decode run needs before its first selection. */
+  begin(): void;
   /** Enqueues: row `to` takes over row `from`'s state. */
   moveRow(from: number, to: number): void;
+  /** Enqueues: row `row` holds no sequence, and its view is short and safe to read. */
+  park(row: number): void;
   /** Tokens a draft step reads at a context of `length` tokens, on average between two selections. */
   tokensRead(length: number): number;
 }
@@ -61,8 +67,6 @@ export interface CachePolicy extends Disposable {
 /** How a policy is found by name. */
 export interface CachePolicyFactory {
   readonly name: string;
-  /** Whether the exact queries must be kept (QueryRing) for it. */
-  readonly observesQueries: boolean;
   /** A message where these options cannot work, else undefined. */
   validate(options: PolicyOptions): string | undefined;
   /** Device bytes it will allocate for `batch` sequences. */

@@ -12,6 +12,17 @@ export interface QueryRingOptions {
   readonly maxGamma: number;
 }
 
+/** Device bytes of a ring. */
+export function queryRingBytes(options: QueryRingOptions): number {
+  const { layers, batch, heads, headDim } = options;
+  return 2 * layers * batch * slotsOf(options) * heads * headDim;
+}
+
+/** A verify pass must never write over queries that are still observed. */
+function slotsOf({ window, maxGamma }: QueryRingOptions): number {
+  return window + maxGamma + 1;
+}
+
 /**
  * The last queries of every sequence and layer, which a scoring policy (SnapKV) observes. Slot = position % ring; the ring is longer than the
  * window by a verify pass, so rejected rows never fall on slots that are still observed.
@@ -26,7 +37,7 @@ export class QueryRing implements Disposable {
     device: Device,
     readonly options: QueryRingOptions,
   ) {
-    this.slots = options.window + options.maxGamma + 1;
+    this.slots = slotsOf(options);
     this.layers = Array.from({ length: options.layers }, () =>
       device.alloc([options.batch, this.slots, options.heads, options.headDim], "bf16"),
     );

@@ -65,6 +65,8 @@ export class Batcher {
       maxTokens,
       window: speculation.window,
       budget: speculation.budget,
+      maxGamma: speculation.gamma,
+      gpuMemoryUtilization: options.gpuMemoryUtilization,
     });
     return new Batcher(runner, tokenizer, speculation, maxBatch, maxTokens);
   }

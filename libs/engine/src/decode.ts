@@ -1,26 +1,10 @@
-import { cachePolicies } from "@magicdec/cache";
-import {
-  BatchState,
-  ChainDraft,
-  type Draft,
-  Iteration,
-  type IterationRecord,
-  RecordBuffers,
-  Verifier,
-} from "@magicdec/speculation";
-import { type Device, type DeviceEvent, type Graph, sample, type Tensor } from "@magicdec/tensor";
+import type { IterationRecord } from "@magicdec/speculation";
+import { type Device, type DeviceEvent, type OpTimes, profileOps, sample } from "@magicdec/tensor";
+import { type Decoder, depth } from "./decoder.ts";
 import type { Resident } from "./resident.ts";
 import { RunStats } from "./stats.ts";
-import type {
-  DecodeOptions,
-  DecodeResult,
-  FinishReason,
-  SamplingConfig,
-  SpeculationConfig,
-} from "./types.ts";
+import type { DecodeOptions, DecodeResult, FinishReason, SamplingConfig } from "./types.ts";
 
-/** Iterations in flight: the host reads one while the device runs the next. */
-const depth = 2;
 /** How long the host may keep its event loop waiting, milliseconds. */
 const yieldEveryMs = 100;
 
@@ -28,11 +12,12 @@ export interface DecodeContext {
   readonly device: Device;
   readonly target: Resident;
   readonly draft: Resident | undefined;
-  /** (batch * (gamma + 1), vocab) f32 at least. */
-  readonly logits: Tensor;
+  readonly decoder: Decoder;
   readonly prompts: readonly Int32Array[];
-  readonly graphs: boolean;
 }
+
+/** Iterations before the one that is profiled; with it, no more than the slack of a sequence's pages. */
+const profileWarmUp = 2;
 
 /** One row of the running batch. */
 interface Row {
@@ -53,69 +38,26 @@ interface InFlight {
 }
 
 /** One decode run over prefilled prompts: keeps iterations in flight, lets sequences leave as they finish, gathers what was measured. */
-export class DecodeRun implements Disposable {
+export class DecodeRun {
   readonly #context: DecodeContext;
+  readonly #decoder: Decoder;
   readonly #options: DecodeOptions;
-  readonly #state: BatchState;
-  readonly #draft: Draft | undefined;
-  readonly #verifier: Verifier;
-  readonly #buffers: RecordBuffers;
-  readonly #iteration: Iteration;
-  readonly #selection: Selection | undefined;
-  readonly #events: DeviceEvent[];
   readonly #stats: RunStats;
   readonly #tokens: number[][];
   readonly #finish: FinishReason[];
   readonly #eos: readonly ReadonlySet<number>[];
-  readonly #gamma: number;
   #rows: Row[];
 
   constructor(
     context: DecodeContext,
-    spec: SpeculationConfig,
     sampling: SamplingConfig | readonly SamplingConfig[],
     options: DecodeOptions,
   ) {
-    const { device, target, prompts, logits } = context;
-    if (device.backend === "null") {
-      throw new RangeError(
-        "decode: expected a device that computes, got the null backend, which only records; take --device cpu",
-      );
-    }
-    const batch = prompts.length;
-    const gamma = spec.method === "off" ? 0 : spec.gamma;
+    const { prompts, decoder } = context;
     this.#context = context;
+    this.#decoder = decoder;
     this.#options = options;
-    this.#gamma = gamma;
-    this.#state = new BatchState(device, batch, gamma);
-    this.#draft = makeDraft(context, spec, this.#state);
-    this.#buffers = new RecordBuffers(device, batch, gamma);
-    this.#verifier = new Verifier({
-      device,
-      model: target.model,
-      workspace: target.workspace,
-      cache: target.cache,
-      state: this.#state,
-      rule: spec.method === "off" ? "match" : spec.rule,
-      logits,
-      counts: this.#buffers.counts,
-      emitted: this.#buffers.emitted,
-      keep: spec.method === "self" && observes(spec) ? target.queries : undefined,
-    });
-    this.#iteration = new Iteration({
-      device,
-      state: this.#state,
-      draft: this.#draft,
-      verifier: this.#verifier,
-      buffers: this.#buffers,
-      graphs: context.graphs,
-    });
-    this.#selection =
-      this.#draft !== undefined && this.#draft.selectEvery !== Number.POSITIVE_INFINITY
-        ? new Selection(device, this.#draft, context.graphs)
-        : undefined;
-    this.#events = Array.from({ length: depth }, () => device.stream.event());
-    this.#stats = new RunStats(gamma, batch);
+    this.#stats = new RunStats(decoder.gamma, prompts.length);
     this.#eos = prompts.map((_, sequence) => new Set(eosOf(options.eosTokenIds, sequence)));
     this.#tokens = prompts.map(() => []);
     this.#finish = prompts.map(() => "aborted");
@@ -125,23 +67,17 @@ export class DecodeRun implements Disposable {
       left: limit(options.maxNewTokens, sequence),
       selectedAt: prompt.length,
     }));
+    decoder.begin(prompts.length);
     for (const [row, prompt] of prompts.entries()) {
       const key = options.sequenceKeys?.[row] ?? row;
-      this.#state.setSampling(row, { ...pick(sampling, row), sequence: key });
-      this.#state.setPrompt(row, prompt.length, prompt[prompt.length - 1] as number);
+      decoder.state.setSampling(row, { ...pick(sampling, row), sequence: key });
+      decoder.state.setPrompt(row, prompt.length, prompt[prompt.length - 1] as number);
     }
   }
 
   async run(): Promise<DecodeResult> {
-    const { device, target, draft } = this.#context;
-    target.rewind();
-    draft?.rewind();
-    this.#firstTokens();
-    // One token each comes from the prompt's logits: all may have finished already.
-    if (this.#rows.length > 0) {
-      this.#selection?.launch(this.#rows.length);
-      this.#iteration.prepare(this.#rows.length);
-    }
+    const { device } = this.#context;
+    this.#start();
     device.stream.sync();
     await this.#loop();
     device.stream.sync();
@@ -152,15 +88,30 @@ export class DecodeRun implements Disposable {
     };
   }
 
-  [Symbol.dispose](): void {
-    this.#context.device.stream.sync();
-    this.#iteration[Symbol.dispose]();
-    this.#selection?.[Symbol.dispose]();
-    for (const event of this.#events) event.dispose();
-    this.#verifier[Symbol.dispose]();
-    this.#draft?.[Symbol.dispose]();
-    this.#buffers[Symbol.dispose]();
-    this.#state[Symbol.dispose]();
+  /** Times the ops of one iteration, after some that are not timed. */
+  profile(): OpTimes {
+    const { device, decoder } = this.#context;
+    this.#start();
+    const b = this.#rows.length;
+    const step = decoder.gamma + 1;
+    for (const [row, { length }] of this.#rows.entries()) {
+      decoder.ensure(row, length + (profileWarmUp + 1) * step);
+    }
+    for (let i = 0; i < profileWarmUp; i++) decoder.iteration.enqueue(b);
+    device.stream.sync();
+    return profileOps(device, () => decoder.iteration.enqueue(b));
+  }
+
+  /** Everything before the first iteration. */
+  #start(): void {
+    const { target, draft } = this.#context;
+    target.rewind();
+    draft?.rewind();
+    this.#firstTokens();
+    // One token each comes from the prompt's logits: all may have finished already.
+    if (this.#rows.length === 0) return;
+    this.#decoder.selection?.launch(this.#rows.length);
+    this.#decoder.iteration.begin(this.#rows.length);
   }
 
   /** Draws each sequence's first token from the prompt's logits, and hands it out. */
@@ -169,18 +120,19 @@ export class DecodeRun implements Disposable {
     const b = prompts.length;
     const last = Int32Array.from(prompts, (prompt) => prompt.length - 1);
     using positions = device.from(last, [b], "i32");
+    const { state } = this.#decoder;
     sample({
       logits: target.promptLogits.rows(0, b),
-      params: this.#state.params.rows(0, b),
+      params: state.params.rows(0, b),
       positions,
-      out: this.#state.ids(b, 1, 1),
-      outStride: this.#state.stride,
+      out: state.ids(b, 1, 1),
+      outStride: state.stride,
       stream: "target",
     });
-    const chain = this.#state.chain.read() as Int32Array;
+    const chain = state.chain.read() as Int32Array;
     const rows = [...this.#rows];
     for (const [row, entry] of rows.entries()) {
-      this.#take(entry, [chain[row * this.#state.stride + 1] as number]);
+      this.#take(entry, [chain[row * state.stride + 1] as number]);
     }
     this.#leave(rows);
   }
@@ -198,7 +150,7 @@ export class DecodeRun implements Disposable {
       const oldest = inFlight.shift();
       if (oldest === undefined) break;
       this.#stats.waitFor(() => oldest.event.wait());
-      this.#absorb(oldest, this.#buffers.read(oldest.index, oldest.rows.length));
+      this.#absorb(oldest, this.#decoder.buffers.read(oldest.index, oldest.rows.length));
       onProgress?.(this.#stats.newTokens);
       if (performance.now() - yieldedAt > yieldEveryMs) {
         await new Promise(setImmediate);
@@ -214,39 +166,42 @@ export class DecodeRun implements Disposable {
    */
   #mayLaunch(inFlight: number): boolean {
     if (this.#rows.length === 0) return false;
-    const possible = inFlight * (this.#gamma + 1);
+    const possible = inFlight * (this.#decoder.gamma + 1);
     return this.#rows.every((row) => row.left > possible);
   }
 
   #launch(index: number, inFlight: number): InFlight {
-    const { target } = this.#context;
+    const { decoder } = this.#context;
     const b = this.#rows.length;
-    const step = this.#gamma + 1;
+    const step = decoder.gamma + 1;
     for (const [i, row] of this.#rows.entries()) {
-      const tokens = row.length + (inFlight + 1) * step;
-      target.cache.ensure(i, tokens);
-      this.#draft?.ensure(i, tokens);
+      decoder.ensure(i, row.length + (inFlight + 1) * step);
     }
-    let selection: number | undefined;
-    if (this.#selection?.due(this.#rows)) {
-      selection = this.#selection.launch(b);
-      for (const row of this.#rows) row.selectedAt = row.length;
-    }
-    const event = this.#events[index % depth] as DeviceEvent;
-    this.#iteration.launch(b);
+    const selection = this.#select(b);
+    const event = decoder.events[index % depth] as DeviceEvent;
+    decoder.iteration.launch(b);
     event.record();
     return { index, rows: [...this.#rows], event, selection };
   }
 
+  /** Enqueues a selection where a row is due for one. */
+  #select(b: number): number | undefined {
+    const { selection } = this.#decoder;
+    if (selection === undefined) return undefined;
+    if (!this.#rows.some((row) => row.length - row.selectedAt >= selection.every)) return undefined;
+    for (const row of this.#rows) row.selectedAt = row.length;
+    return selection.launch(b);
+  }
+
   #absorb(launch: InFlight, record: IterationRecord): void {
-    const { target } = this.#context;
+    const { target, decoder } = this.#context;
     const lengths = launch.rows.map((row) => row.length);
     const { selection } = launch;
-    const msSelect = selection === undefined ? 0 : (this.#selection?.ms(selection) ?? 0);
+    const msSelect = selection === undefined ? 0 : (decoder.selection?.ms(selection) ?? 0);
     const verifyBytes =
       target.model.weightBytes +
       lengths.reduce((sum, length) => sum + length, 0) * target.model.kvBytesPerToken;
-    const draftBytes = this.#gamma * (this.#draft?.bytesRead(lengths) ?? 0);
+    const draftBytes = decoder.gamma * (decoder.draft?.bytesRead(lengths) ?? 0);
     this.#stats.add(record, { msSelect, draftBytes, verifyBytes });
     for (const [i, row] of launch.rows.entries()) {
       const tokens = record.tokens[i] ?? [];
@@ -277,118 +232,16 @@ export class DecodeRun implements Disposable {
 
   /** Finished rows leave at once: their pages go back, and the last row takes their place. */
   #leave(rows: readonly Row[]): void {
-    const { target } = this.#context;
     for (const row of rows) {
       if (row.left > 0) continue;
       const index = this.#rows.indexOf(row);
       if (index < 0) continue;
       const last = this.#rows.length - 1;
-      target.cache.release(index);
-      this.#draft?.release(index);
-      if (index !== last) {
-        target.cache.moveRow(last, index);
-        target.queries.moveRow(last, index);
-        this.#draft?.moveRow(last, index);
-        this.#state.moveRow(last, index);
-        this.#rows[index] = this.#rows[last] as Row;
-      }
+      this.#decoder.leave(index, last);
+      this.#rows[index] = this.#rows[last] as Row;
       this.#rows.pop();
     }
   }
-}
-
-/** Selection of what a draft reads, as a graph of its own between iterations, timed by the device. */
-class Selection implements Disposable {
-  readonly #graphs = new Map<number, Graph>();
-  /** Start and end of each selection that may be in flight. */
-  readonly #stamps: Tensor;
-  #launched = 0;
-
-  constructor(
-    private readonly device: Device,
-    private readonly draft: Draft,
-    private readonly useGraphs: boolean,
-  ) {
-    this.#stamps = device.alloc([2 * depth], "f64", { kind: "host" });
-  }
-
-  due(rows: readonly Row[]): boolean {
-    return rows.some((row) => row.length - row.selectedAt >= this.draft.selectEvery);
-  }
-
-  /** Enqueues a selection for the first `b` rows; returns what `ms` takes. */
-  launch(b: number): number {
-    const slot = this.#launched++ % depth;
-    this.device.stream.timestamp(this.#stamps, 2 * slot);
-    this.#enqueue(b);
-    this.device.stream.timestamp(this.#stamps, 2 * slot + 1);
-    return slot;
-  }
-
-  /** Milliseconds of a selection that has run. */
-  ms(slot: number): number {
-    const stamps = this.#stamps.hostArray() as Float64Array;
-    return ((stamps[2 * slot + 1] ?? 0) - (stamps[2 * slot] ?? 0)) / 1e6;
-  }
-
-  #enqueue(b: number): void {
-    if (!this.useGraphs) return this.draft.select(b);
-    let graph = this.#graphs.get(b);
-    if (graph === undefined) {
-      graph = this.device.stream.capture(() => this.draft.select(b));
-      this.#graphs.set(b, graph);
-    }
-    graph.launch();
-  }
-
-  [Symbol.dispose](): void {
-    for (const graph of this.#graphs.values()) graph.dispose();
-    this.#stamps.dispose();
-  }
-}
-
-function observes(spec: SpeculationConfig): boolean {
-  return cachePolicies[spec.cache].observesQueries;
-}
-
-function makeDraft(
-  context: DecodeContext,
-  spec: SpeculationConfig,
-  state: BatchState,
-): Draft | undefined {
-  if (spec.method === "off") return undefined;
-  const { device, target, draft, logits } = context;
-  const own = spec.method === "model";
-  const resident = own ? draft : target;
-  if (resident === undefined) {
-    throw new RangeError('method "model": expected a draft model, got none; load one with `draft`');
-  }
-  const factory = cachePolicies[spec.cache];
-  const problem = factory.validate(spec);
-  if (problem !== undefined) throw new RangeError(problem);
-  const { model, workspace, cache, queries } = resident;
-  const policy = factory.create({
-    device,
-    cache,
-    queries: factory.observesQueries ? queries : undefined,
-    batch: state.batch,
-    budget: spec.budget,
-    sinks: spec.sinks,
-    window: spec.window,
-    reselectEvery: spec.reselectEvery,
-  });
-  return new ChainDraft({
-    device,
-    model,
-    workspace,
-    cache,
-    policy,
-    state,
-    rule: spec.rule,
-    logits,
-    ownCache: own,
-    keep: own && factory.observesQueries ? queries : undefined,
-  });
 }
 
 function pick(sampling: SamplingConfig | readonly SamplingConfig[], row: number): SamplingConfig {

@@ -1,4 +1,6 @@
 export type { CachePolicyName } from "@magicdec/cache";
+export type { ModelSource, RandomModel } from "@magicdec/model";
+export type { DeviceName, OpClass, OpTimes } from "@magicdec/tensor";
 export {
   Engine,
   type GenerateChunk,
@@ -6,10 +8,17 @@ export {
   type GenerateResult,
   Generation,
 } from "./engine.ts";
-export { formatBytes, type MemoryPart, type MemoryPlan, MemoryPlanError } from "./plan.ts";
+export {
+  formatBytes,
+  type MemoryPart,
+  type MemoryPlan,
+  MemoryPlanError,
+  planText,
+} from "./plan.ts";
 export { maxGamma } from "./resident.ts";
 export type { EngineInfo } from "./protocol.ts";
-export { type PrefillCallOptions, Runner, standardPageSize } from "./runner.ts";
+export { type PrefillCallOptions, Runner } from "./runner.ts";
+export { standardPageSize } from "./standards.ts";
 export type {
   DecodeOptions,
   DecodeResult,

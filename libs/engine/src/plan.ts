@@ -3,8 +3,11 @@ import {
   type PagedKvOptions,
   pagedKvBytes,
   type PolicyOptions,
+  queryRingBytes,
 } from "@magicdec/cache";
 import { type ModelConfig, plannedWeightBytes, workspaceBytes } from "@magicdec/model";
+import type { Device } from "@magicdec/tensor";
+import { mostDecoders } from "./decoders.ts";
 
 /** One line of the plan. */
 export interface MemoryPart {
@@ -16,50 +19,117 @@ export interface MemoryPart {
 export interface MemoryPlan {
   readonly parts: readonly MemoryPart[];
   readonly totalBytes: number;
+  /** What the run may take. */
   readonly availableBytes: number;
+  /** Where that number comes from: "what this machine has free". */
+  readonly availableText: string;
 }
 
 /** The plan does not fit; nothing was allocated. */
 export class MemoryPlanError extends Error {
   override readonly name = "MemoryPlanError";
-  constructor(readonly plan: MemoryPlan) {
-    const parts = plan.parts.map((part) => `${part.name} ${formatBytes(part.bytes)}`).join(" + ");
+  constructor(
+    readonly plan: MemoryPlan,
+    remedy: string,
+  ) {
     super(
-      `memory: expected at most ${formatBytes(plan.availableBytes)} (what this machine has free), got ` +
-        `${formatBytes(plan.totalBytes)} = ${parts}; lower --B, --prefix-len or --gen-len`,
+      `memory: expected at most ${formatBytes(plan.availableBytes)} (${plan.availableText}), got ` +
+        `${planText(plan)}; ${remedy}`,
     );
   }
 }
 
-export interface PlanInput {
-  readonly target: ModelConfig;
-  readonly draft: ModelConfig | undefined;
-  readonly targetKv: PagedKvOptions;
-  readonly draftKv: PagedKvOptions | undefined;
-  readonly maxRows: number;
-  readonly logitRows: number;
-  readonly policy: PolicyOptions;
-  readonly availableBytes: number;
+/** "14.2 GiB = weights 3.1 GiB + KV 11.1 GiB" */
+export function planText({ parts, totalBytes }: MemoryPlan): string {
+  const terms = parts.map((part) => `${part.name} ${formatBytes(part.bytes)}`);
+  return `${formatBytes(totalBytes)} = ${terms.join(" + ")}`;
 }
+
+export interface PlannedModel {
+  readonly config: ModelConfig;
+  readonly kv: PagedKvOptions;
+}
+
+export interface PlanInput {
+  readonly device: Device;
+  /** The target, then the draft model where there is one. */
+  readonly models: readonly PlannedModel[];
+  readonly batch: number;
+  /** Rows of the largest forward. */
+  readonly maxRows: number;
+  readonly maxGamma: number;
+  readonly policy: PolicyOptions;
+  readonly graphs: boolean;
+  /** Share of a GPU's memory that may be in use, this program and others together. */
+  readonly utilization: number;
+}
+
+/** Bytes that a kernel takes in a graph that is ready to launch, with its parameters; generous. */
+const bytesPerGraphNode = 2048;
+const opsPerLayer = 10;
+/** Batch sizes of one configuration that get a graph, as a rule: sequences of a batch end close together. */
+const graphsPerDecoder = 4;
 
 /** Adds up what the runner allocates. Throws {@link MemoryPlanError} where it cannot fit. */
 export function planMemory(input: PlanInput): MemoryPlan {
-  const { target, draft, targetKv, draftKv, maxRows, logitRows } = input;
-  const models = draft === undefined ? [target] : [target, draft];
-  const sum = (bytes: (config: ModelConfig) => number) =>
-    models.reduce((total, config) => total + bytes(config), 0);
-  const draftKvBytes = draftKv === undefined ? 0 : pagedKvBytes(draftKv);
+  const { device, models, batch, maxRows, maxGamma, policy } = input;
+  const sum = (bytes: (model: PlannedModel) => number) =>
+    models.reduce((total, model) => total + bytes(model), 0);
+  const vocabSize = models[0]?.config.vocabSize ?? 0;
+  // Of the prompts for each model, of a verify pass, and the distributions that drafts drew from.
+  const logitRows = batch * (models.length + (maxGamma + 1) + maxGamma);
+  const gpu = device.backend === "cuda";
   const parts: MemoryPart[] = [
-    { name: "weights", bytes: sum(plannedWeightBytes) },
-    { name: "KV", bytes: pagedKvBytes(targetKv) + draftKvBytes },
-    { name: "activations", bytes: sum((config) => workspaceBytes(config, maxRows)) },
-    { name: "logits", bytes: 4 * target.vocabSize * logitRows },
-    { name: "draft caches", bytes: cachePolicies.snapkv.bytes(input.policy, targetKv) },
+    { name: "weights", bytes: sum(({ config }) => plannedWeightBytes(device, config)) },
+    { name: "KV", bytes: sum(({ kv }) => pagedKvBytes(kv)) },
+    {
+      name: "activations",
+      bytes: sum(({ config, kv }) => workspaceBytes(device, config, maxRows, kv)),
+    },
+    { name: "logits", bytes: 4 * vocabSize * logitRows },
+    {
+      name: "kept queries",
+      // The running ones, and those of the prefilled state.
+      bytes: 2 * sum(({ config }) => queryRingBytes({ ...config, batch, maxGamma, ...policy })),
+    },
+    { name: "draft caches", bytes: policyBytes(models, policy) },
   ];
+  if (gpu && input.graphs) parts.push({ name: "graphs", bytes: graphBytes(models, maxGamma) });
   const totalBytes = parts.reduce((total, part) => total + part.bytes, 0);
-  const plan: MemoryPlan = { parts, totalBytes, availableBytes: input.availableBytes };
-  if (totalBytes > input.availableBytes) throw new MemoryPlanError(plan);
+  const plan: MemoryPlan = { parts, totalBytes, ...availableMemory(device, input.utilization) };
+  if (totalBytes > plan.availableBytes) {
+    const more = gpu ? ", or raise --gpu-memory-utilization" : "";
+    throw new MemoryPlanError(plan, `lower --B, --prefix-len or --gen-len${more}`);
+  }
   return plan;
+}
+
+/** What SnapKV drafts of the target and of the draft model keep beside the caches. */
+function policyBytes(models: readonly PlannedModel[], policy: PolicyOptions): number {
+  return models.reduce((sum, { kv }) => sum + cachePolicies.snapkv.bytes(policy, kv), 0);
+}
+
+function graphBytes(models: readonly PlannedModel[], maxGamma: number): number {
+  const layers = Math.max(...models.map(({ config }) => config.layers));
+  const nodes = (maxGamma + 1) * (layers + 1) * opsPerLayer;
+  return mostDecoders * graphsPerDecoder * nodes * bytesPerGraphNode;
+}
+
+function availableMemory(
+  { backend, info }: Device,
+  utilization: number,
+): Pick<MemoryPlan, "availableBytes" | "availableText"> {
+  const { availableMemoryBytes, totalMemoryBytes } = info;
+  if (backend !== "cuda") {
+    return { availableBytes: availableMemoryBytes, availableText: "what this machine has free" };
+  }
+  const spared = (1 - utilization) * totalMemoryBytes;
+  return {
+    availableBytes: Math.max(0, availableMemoryBytes - spared),
+    availableText:
+      `the GPU has ${formatBytes(availableMemoryBytes)} free of ${formatBytes(totalMemoryBytes)}, ` +
+      `and --gpu-memory-utilization ${utilization} leaves ${formatBytes(spared)} of it alone`,
+  };
 }
 
 /** "523.1 MiB" */

@@ -12,7 +12,7 @@ export interface PrefillOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Rows of one forward: consecutive prompt tokens, a chunk may end one prompt and begin the next. */
+/** Rows of one forward: pieces of one or more prompts, in order. */
 interface Chunk {
   readonly ids: Int32Array;
   readonly positions: Int32Array;
@@ -108,56 +108,81 @@ export async function prefill(
   }
 }
 
+/** Consecutive tokens of one prompt: [start, end). */
+interface Piece {
+  readonly sequence: number;
+  readonly start: number;
+  readonly end: number;
+}
+
+/**
+ * Each prompt is cut at the same places whatever prompts are beside it, so that what its tokens leave in the cache does not depend on them, even where a
+ * backend's prefill of other rows has other bits.
+ */
 function* cutIntoChunks(
   prompts: readonly Int32Array[],
   chunkRows: number,
   batch: number,
   window: number,
 ): Generator<Chunk> {
-  const total = prompts.reduce((sum, prompt) => sum + prompt.length, 0);
-  let sequence = 0;
-  let position = 0;
-  for (let start = 0; start < total; start += chunkRows) {
-    const rows = Math.min(chunkRows, total - start);
-    const ids = new Int32Array(rows);
-    const positions = new Int32Array(rows);
-    const rowSeq = new Int32Array(rows);
-    const keepSeq = new Int32Array(rows).fill(-1);
-    const rowsOf = new Int32Array(batch);
-    const kvLen = new Int32Array(batch);
-    const lastRows: number[] = [];
-    let finishedFrom = sequence;
-    let finishedTo = sequence;
-    for (let row = 0; row < rows; row++) {
-      const prompt = prompts[sequence] as Int32Array;
-      ids[row] = prompt[position] as number;
-      positions[row] = position;
-      rowSeq[row] = sequence;
-      // Two rows of one launch must never share a slot of the query ring, hence only the window.
-      if (position >= prompt.length - window) keepSeq[row] = sequence;
-      rowsOf[sequence] = (rowsOf[sequence] as number) + 1;
-      position++;
-      kvLen[sequence] = position;
-      if (position === prompt.length) {
-        if (lastRows.length === 0) finishedFrom = sequence;
-        lastRows.push(row);
-        sequence++;
-        finishedTo = sequence;
-        position = 0;
+  let pieces: Piece[] = [];
+  let rows = 0;
+  for (const [sequence, prompt] of prompts.entries()) {
+    for (let start = 0; start < prompt.length; start += chunkRows) {
+      const end = Math.min(prompt.length, start + chunkRows);
+      if (rows + end - start > chunkRows) {
+        yield toChunk(prompts, pieces, batch, window);
+        pieces = [];
+        rows = 0;
       }
+      pieces.push({ sequence, start, end });
+      rows += end - start;
     }
-    const qStart = new Int32Array(batch + 1);
-    for (let s = 0; s < batch; s++) qStart[s + 1] = (qStart[s] as number) + (rowsOf[s] as number);
-    yield {
-      ids,
-      positions,
-      rowSeq,
-      keepSeq,
-      qStart,
-      kvLen,
-      finishedFrom,
-      finishedTo,
-      lastRows: Int32Array.from(lastRows),
-    };
   }
+  if (rows > 0) yield toChunk(prompts, pieces, batch, window);
+}
+
+function toChunk(
+  prompts: readonly Int32Array[],
+  pieces: readonly Piece[],
+  batch: number,
+  window: number,
+): Chunk {
+  const ids: number[] = [];
+  const positions: number[] = [];
+  const rowSeq: number[] = [];
+  const keepSeq: number[] = [];
+  const qStart = new Int32Array(batch + 1);
+  const kvLen = new Int32Array(batch);
+  const lastRows: number[] = [];
+  const finished: number[] = [];
+  for (const { sequence, start, end } of pieces) {
+    const prompt = prompts[sequence] as Int32Array;
+    // Two rows of one launch must never share a slot of the query ring, hence only the window; and the token before it, since a draft's own cache is
+    // selected from without its last token.
+    const keepFrom = prompt.length - window - 1;
+    for (let position = start; position < end; position++) {
+      ids.push(prompt[position] as number);
+      positions.push(position);
+      rowSeq.push(sequence);
+      keepSeq.push(position >= keepFrom ? sequence : -1);
+    }
+    qStart[sequence + 1] = end - start;
+    kvLen[sequence] = end;
+    if (end < prompt.length) continue;
+    lastRows.push(ids.length - 1);
+    finished.push(sequence);
+  }
+  for (let s = 0; s < batch; s++) qStart[s + 1] = (qStart[s] as number) + (qStart[s + 1] as number);
+  return {
+    ids: Int32Array.from(ids),
+    positions: Int32Array.from(positions),
+    rowSeq: Int32Array.from(rowSeq),
+    keepSeq: Int32Array.from(keepSeq),
+    qStart,
+    kvLen,
+    finishedFrom: finished[0] ?? 0,
+    finishedTo: (finished.at(-1) ?? -1) + 1,
+    lastRows: Int32Array.from(lastRows),
+  };
 }

@@ -30,6 +30,7 @@ export type FromWorker =
 
 /** What a loaded engine says of itself. */
 export interface EngineInfo {
+  /** "cpu v4", "cuda:0 NVIDIA H200" */
   readonly device: string;
   readonly threads: number;
   readonly vocabSize: number;

@@ -1,14 +1,16 @@
 import { PagedKv, type PagedKvOptions, type PageHold, QueryRing } from "@magicdec/cache";
-import { type Model, Workspace } from "@magicdec/model";
+import { type Model, type NoisePool, Workspace } from "@magicdec/model";
 import type { Device, Tensor } from "@magicdec/tensor";
 
-/** Largest gamma that buffers are sized for. */
+/** Largest gamma there is. */
 export const maxGamma = 16;
 
 export interface ResidentOptions {
   readonly device: Device;
   readonly model: Model;
   readonly batch: number;
+  /** Largest gamma of any run. */
+  readonly maxGamma: number;
   readonly kv: PagedKvOptions;
   /** Rows of the largest forward. */
   readonly maxRows: number;
@@ -30,7 +32,7 @@ export class Resident implements Disposable {
   #holds: PageHold[] = [];
 
   constructor(options: ResidentOptions) {
-    const { device, model, batch, kv, maxRows, window } = options;
+    const { device, model, batch, kv, maxRows, maxGamma, window } = options;
     const { layers, heads, headDim, vocabSize } = model.config;
     this.#device = device;
     this.#options = options;
@@ -59,6 +61,14 @@ export class Resident implements Disposable {
   forget(): void {
     for (const hold of this.#holds) this.cache.drop(hold);
     this.#holds = [];
+  }
+
+  /** Enqueues: instead of a prefill of prompts of these lengths, their rows hold noise. */
+  fillWithNoise(lengths: readonly number[], noise: NoisePool): void {
+    for (const [row, length] of lengths.entries()) this.cache.ensure(row, length);
+    for (const out of [this.cache.ref.data, this.promptLogits, ...this.queries.layers]) {
+      noise.fill(out);
+    }
   }
 
   /** Gives back the pages of every row. */

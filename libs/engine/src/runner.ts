@@ -1,10 +1,21 @@
 import type { PagedKvOptions } from "@magicdec/cache";
-import { Model, type ModelConfig, readModel } from "@magicdec/model";
-import { Device, singleRank, type Tensor } from "@magicdec/tensor";
+import {
+  Model,
+  type ModelConfig,
+  type ModelSource,
+  NoisePool,
+  type OpenedModel,
+  openModel,
+} from "@magicdec/model";
+import type { GraphSizes } from "@magicdec/speculation";
+import { Device, deviceOptions, type OpTimes, singleRank, type Tensor } from "@magicdec/tensor";
 import { DecodeRun } from "./decode.ts";
-import { type MemoryPlan, planMemory } from "./plan.ts";
+import { Decoders } from "./decoders.ts";
+import { afterFailure } from "./failure.ts";
+import { type MemoryPlan, MemoryPlanError, type PlannedModel, planMemory } from "./plan.ts";
 import { prefill } from "./prefill.ts";
-import { maxGamma, Resident } from "./resident.ts";
+import { maxGamma as largestGamma, Resident } from "./resident.ts";
+import { prefillChunks, standardGraphSizes, standardPageSize } from "./standards.ts";
 import type {
   DecodeOptions,
   DecodeResult,
@@ -35,6 +46,8 @@ export class Runner implements Disposable {
   readonly #targetResident: Resident;
   readonly #draftResident: Resident | undefined;
   readonly #logits: Tensor;
+  readonly #decoders: Decoders;
+  #probabilities: Tensor | undefined;
   #prompts: readonly Int32Array[] = [];
   #draftPrefilled = false;
 
@@ -45,18 +58,32 @@ export class Runner implements Disposable {
     plan: MemoryPlan,
     options: ResolvedOptions,
   ) {
-    const { batch, maxRows, window } = options;
+    const { batch, maxGamma } = options;
     this.device = device;
     this.target = target;
     this.draft = draft;
     this.memoryPlan = plan;
     this.#options = options;
     const resident = (model: Model) =>
-      new Resident({ device, model, batch, kv: kvOptions(model.config, options), maxRows, window });
+      new Resident({ ...options, device, model, kv: kvOptions(model.config, options) });
     this.#targetResident = resident(target);
     this.#draftResident = draft === undefined ? undefined : resident(draft);
-    const rows = batch * (maxGamma + 1);
-    this.#logits = device.alloc([rows, target.config.vocabSize], "f32");
+    const { vocabSize } = target.config;
+    this.#logits = device.alloc([batch * (maxGamma + 1), vocabSize], "f32");
+    const planned = plan.parts.find(({ name }) => name === "draft caches");
+    this.#decoders = new Decoders(
+      {
+        device,
+        batch,
+        target: this.#targetResident,
+        draft: this.#draftResident,
+        logits: this.#logits,
+        probabilities: () =>
+          (this.#probabilities ??= device.alloc([batch, maxGamma, vocabSize], "f32")),
+        graphs: options.graphs,
+      },
+      planned?.bytes ?? 0,
+    );
   }
 
   /** Opens the checkpoints, checks that they fit each other, the context and the memory, then loads. Nothing is allocated before all checks passed. */
@@ -64,43 +91,32 @@ export class Runner implements Disposable {
     options: RunnerOptions,
     onProgress: (progress: { phase: "load"; done: number; total: number }) => void = () => {},
   ): Promise<Runner> {
-    const target = await readModel(options.target);
-    const draft = options.draft === undefined ? undefined : await readModel(options.draft);
-    const resolved = resolve(options, target.config, draft?.config);
-    const device = Device.open({
-      backend: options.device ?? "cpu",
-      ...(options.threads === undefined ? {} : { threads: options.threads }),
-    });
+    const target = await openModel(options.target);
+    const draft = options.draft === undefined ? undefined : await openModel(options.draft);
+    const checked = check(options, target.config, draft?.config);
+    const { threads } = options;
+    const device = Device.open({ ...deviceOptions(options.device ?? "auto"), threads });
     try {
-      const plan = planMemory({
-        target: target.config,
-        draft: draft?.config,
-        targetKv: kvOptions(target.config, resolved),
-        draftKv: draft === undefined ? undefined : kvOptions(draft.config, resolved),
-        maxRows: resolved.maxRows,
-        logitRows: resolved.batch * (maxGamma + 2),
-        policy: {
-          budget: options.budget ?? 512,
-          sinks: 0,
-          window: resolved.window,
-          reselectEvery: 1,
-        },
-        availableBytes: device.info.availableMemoryBytes,
-      });
+      const models = draft === undefined ? [target] : [target, draft];
+      const { plan, resolved } = planRun(device, models, checked);
       const report = (done: number, total: number) => onProgress({ phase: "load", done, total });
-      const load = (folder: string) => Model.load(device, singleRank, folder, report);
-      const targetModel = await load(options.target);
-      const draftModel = options.draft === undefined ? undefined : await load(options.draft);
+      const targetModel = await target.load(device, singleRank, report);
+      const draftModel = await draft?.load(device, singleRank, report);
       return new Runner(device, targetModel, draftModel, plan, resolved);
     } catch (error) {
-      device.close();
+      afterFailure(() => device.close());
       throw error;
     }
   }
 
-  /** Context length of a model folder, in tokens. */
-  static async contextOf(folder: string): Promise<number> {
-    return (await readModel(folder)).config.maxPositions;
+  /** Context length of a model, in tokens. */
+  static async contextOf(source: ModelSource): Promise<number> {
+    return (await openModel(source)).config.maxPositions;
+  }
+
+  /** Tokens of a KV page. */
+  get pageSize(): number {
+    return this.#options.pageSize;
   }
 
   /** Runs the prompts (token ids, any lengths) through the target, and the draft model where asked. Replaces what was prefilled before. */
@@ -138,17 +154,34 @@ export class Runner implements Disposable {
     return { ms: performance.now() - started, tokens: total };
   }
 
+  /**
+   * Stands for a prefill where only times count: the caches of prompts of these lengths hold seeded noise. What follows decodes the same noise by any
+   * method, so that their tokens can be compared.
+   */
+  skipPrefill(lengths: readonly number[], options: { needDraft?: boolean; seed: number }): void {
+    const prompts = lengths.map((length) => new Int32Array(length));
+    this.#checkPrompts(prompts);
+    const { needDraft = false, seed } = options;
+    const residents = [this.#targetResident];
+    if (needDraft) residents.push(this.#requireDraft());
+    using noise = new NoisePool(this.device, seed, 1);
+    for (const resident of residents) {
+      resident.forget();
+      resident.releaseRows();
+      resident.fillWithNoise(lengths, noise);
+      resident.hold(prompts.length);
+    }
+    this.#prompts = prompts;
+    this.#draftPrefilled = needDraft;
+  }
+
   /** Decodes the prefilled prompts. After a rewindable prefill every call starts from the prompts again, so methods can alternate. */
   async decode(
     spec: SpeculationConfig,
     sampling: SamplingConfig | readonly SamplingConfig[],
     options: DecodeOptions,
   ): Promise<DecodeResult> {
-    if (this.#prompts.length === 0) throw new Error("decode: expected prefilled prompts, got none");
-    if (spec.method === "model" && !this.#draftPrefilled) {
-      throw new Error('decode: method "model" expects a prefill with needDraft, got one without');
-    }
-    checkSpeculation(spec, this.#options);
+    this.#checkDecode(spec);
     for (const [i, prompt] of this.#prompts.entries()) {
       const { maxNewTokens } = options;
       const extra = typeof maxNewTokens === "number" ? maxNewTokens : (maxNewTokens[i] ?? 0);
@@ -159,25 +192,53 @@ export class Runner implements Disposable {
         );
       }
     }
-    using run = new DecodeRun(
-      {
-        device: this.device,
-        target: this.#targetResident,
-        draft: this.#draftResident,
-        logits: this.#logits,
-        prompts: this.#prompts,
-        graphs: this.#options.graphs,
-      },
-      spec,
-      sampling,
-      options,
-    );
-    return await run.run();
+    try {
+      return await this.#run(spec, sampling, options).run();
+    } catch (error) {
+      afterFailure(() => this.#decoders.drop(spec));
+      throw error;
+    }
   }
 
   /**
-   * Logits (vocab) f32 after the last of `tokens`, from a pass of their own: what to look at where two runs differ. Replaces what was prefilled; bits do
-   * not depend on how the tokens came into the cache, so they are those that decoding saw.
+   * Times every op of one iteration of the whole batch, enqueued op by op. Phases: 1 drafts, 2 verifies, 3 decides, 4 publishes. Starts from the
+   * prefilled prompts, as `decode` does.
+   */
+  profile(spec: SpeculationConfig, sampling: SamplingConfig | readonly SamplingConfig[]): OpTimes {
+    this.#checkDecode(spec);
+    const times = this.#run(spec, sampling, { maxNewTokens: 2 }).profile();
+    this.#decoders.drop(spec);
+    return times;
+  }
+
+  #run(
+    spec: SpeculationConfig,
+    sampling: SamplingConfig | readonly SamplingConfig[],
+    options: DecodeOptions,
+  ): DecodeRun {
+    const { device } = this;
+    const residents = { target: this.#targetResident, draft: this.#draftResident };
+    const decoder = this.#decoders.take(spec);
+    const prompts = this.#prompts;
+    return new DecodeRun({ device, ...residents, decoder, prompts }, sampling, options);
+  }
+
+  #checkDecode(spec: SpeculationConfig): void {
+    if (this.device.backend === "null") {
+      throw new RangeError(
+        "decode: expected a device that computes, got the null backend, which only records; take --device cpu",
+      );
+    }
+    if (this.#prompts.length === 0) throw new Error("decode: expected prefilled prompts, got none");
+    if (spec.method === "model" && !this.#draftPrefilled) {
+      throw new Error('decode: method "model" expects a prefill with needDraft, got one without');
+    }
+    checkSpeculation(spec, this.#options);
+  }
+
+  /**
+   * Logits (vocab) f32 after the last of `tokens`, from a pass of their own: what to look at where two runs differ. Replaces what was prefilled. On a CPU
+   * they are bit for bit those that decoding saw; a GPU's prefill may differ from its decoding in the last bits.
    */
   async logitsAfter(tokens: Int32Array): Promise<Float32Array> {
     await this.prefill([tokens], { rewindable: false });
@@ -185,13 +246,16 @@ export class Runner implements Disposable {
   }
 
   close(): void {
+    // Closing the device frees what is left, whatever fails on the way.
+    using _device = this.device;
     this.device.stream.sync();
+    this.#decoders[Symbol.dispose]();
     this.#targetResident[Symbol.dispose]();
     this.#draftResident?.[Symbol.dispose]();
+    this.#probabilities?.dispose();
     this.#logits.dispose();
     this.target.dispose();
     this.draft?.dispose();
-    this.device.close();
   }
 
   [Symbol.dispose](): void {
@@ -227,35 +291,32 @@ export class Runner implements Disposable {
   }
 }
 
-/**
- * Tokens of a page where none is asked for. A head's K of one page is one run of memory, and the CPU's prefetchers want long ones: on two Zen 4 cores a decode step
- * at 8 x 8000 takes 1.4 times its bytes over the read bandwidth with pages of 64, 1.26 with 256, 1.2 with 512 and 1024.
- */
-export const standardPageSize = 512;
-
-interface ResolvedOptions {
+interface CheckedOptions {
   readonly batch: number;
   readonly maxTokens: number;
-  readonly pageSize: number;
-  readonly graphs: boolean;
-  readonly prefillChunk: number;
   readonly window: number;
+  readonly maxGamma: number;
+  readonly budget: number;
+  readonly utilization: number;
+  readonly asked: RunnerOptions;
+}
+
+interface ResolvedOptions extends CheckedOptions {
+  readonly pageSize: number;
+  readonly graphs: GraphSizes;
+  readonly prefillChunk: number;
+  /** Rows of the largest forward. */
   readonly maxRows: number;
 }
 
-function resolve(
-  options: RunnerOptions,
+/** Checks what can be known without a device. */
+function check(
+  asked: RunnerOptions,
   target: ModelConfig,
   draft: ModelConfig | undefined,
-): ResolvedOptions {
-  const {
-    batch,
-    maxTokens,
-    pageSize = standardPageSize,
-    graphs = true,
-    prefillChunk = 512,
-    window = 32,
-  } = options;
+): CheckedOptions {
+  const { batch, maxTokens, pageSize = 64, window = 32, budget = 512 } = asked;
+  const { maxGamma = largestGamma, gpuMemoryUtilization: utilization = 0.9 } = asked;
   if (draft !== undefined && draft.vocabSize !== target.vocabSize) {
     throw new RangeError(
       `draft model: expected the target's vocabulary of ${target.vocabSize} tokens, got ${draft.vocabSize}; ` +
@@ -276,12 +337,64 @@ function resolve(
   if (![64, 128, 256, 512, 1024, 2048, 4096].includes(pageSize)) {
     throw new RangeError(`page size: expected a power of two from 64 to 4096, got ${pageSize}`);
   }
-  const maxRows = Math.max(prefillChunk, batch * (maxGamma + 1));
-  return { batch, maxTokens, pageSize, graphs, prefillChunk, window, maxRows };
+  requireGamma(maxGamma, largestGamma);
+  if (!(utilization > 0 && utilization <= 1)) {
+    throw new RangeError(`GPU memory utilization: expected above 0, at most 1, got ${utilization}`);
+  }
+  return { batch, maxTokens, window, maxGamma, budget, utilization, asked };
+}
+
+/** Settles what depends on the device: the largest prefill chunk whose plan fits, unless one is asked for. */
+function planRun(
+  device: Device,
+  models: readonly OpenedModel[],
+  checked: CheckedOptions,
+): { plan: MemoryPlan; resolved: ResolvedOptions } {
+  const { asked } = checked;
+  const chunks = asked.prefillChunk === undefined ? prefillChunks(device) : [asked.prefillChunk];
+  let refusal: unknown;
+  for (const prefillChunk of chunks) {
+    const resolved = resolve(device, checked, prefillChunk);
+    try {
+      return { plan: planFor(device, models, resolved), resolved };
+    } catch (error) {
+      if (!(error instanceof MemoryPlanError)) throw error;
+      refusal = error;
+    }
+  }
+  throw refusal;
+}
+
+function resolve(device: Device, checked: CheckedOptions, prefillChunk: number): ResolvedOptions {
+  const { asked, batch, maxGamma } = checked;
+  const { pageSize = standardPageSize(device), graphs = true } = asked;
+  const { graphSizes = standardGraphSizes(device) } = asked;
+  return {
+    ...checked,
+    pageSize,
+    graphs: graphs ? graphSizes : "none",
+    prefillChunk,
+    maxRows: Math.max(prefillChunk, batch * (maxGamma + 1)),
+  };
+}
+
+function planFor(
+  device: Device,
+  opened: readonly OpenedModel[],
+  options: ResolvedOptions,
+): MemoryPlan {
+  const { batch, maxRows, maxGamma, budget, window, utilization } = options;
+  const models: PlannedModel[] = opened.map(({ config }) => ({
+    config,
+    kv: kvOptions(config, options),
+  }));
+  const policy = { budget, sinks: 0, window, reselectEvery: 1 };
+  const graphs = options.graphs !== "none";
+  return planMemory({ device, models, batch, maxRows, maxGamma, policy, graphs, utilization });
 }
 
 function kvOptions(config: ModelConfig, options: ResolvedOptions): PagedKvOptions {
-  const { batch, maxTokens, pageSize } = options;
+  const { batch, maxTokens, pageSize, maxGamma } = options;
   // Iterations in flight may run past a sequence's end before the host has read that it ended.
   const slack = 3 * (maxGamma + 1);
   const pagesPerSequence = Math.ceil((maxTokens + slack) / pageSize);
@@ -293,15 +406,14 @@ function kvOptions(config: ModelConfig, options: ResolvedOptions): PagedKvOption
     pages: batch * pagesPerSequence,
     batch,
     maxPagesPerSequence: pagesPerSequence,
+    parking: true,
   };
 }
 
 function checkSpeculation(spec: SpeculationConfig, options: ResolvedOptions): void {
   if (spec.method === "off") return;
   const { gamma, budget, window, cache } = spec;
-  if (!Number.isInteger(gamma) || gamma < 1 || gamma > maxGamma) {
-    throw new RangeError(`gamma: expected an integer from 1 to ${maxGamma}, got ${gamma}`);
-  }
+  requireGamma(gamma, options.maxGamma);
   if (cache !== "full" && (!Number.isInteger(budget) || budget < 2)) {
     throw new RangeError(`draft budget: expected an integer >= 2 tokens, got ${budget}`);
   }
@@ -310,4 +422,9 @@ function checkSpeculation(spec: SpeculationConfig, options: ResolvedOptions): vo
       `window size: expected at most ${options.window} (what the prefill kept queries for), got ${window}`,
     );
   }
+}
+
+function requireGamma(gamma: number, most: number): void {
+  if (Number.isInteger(gamma) && gamma >= 1 && gamma <= most) return;
+  throw new RangeError(`gamma: expected an integer from 1 to ${most}, got ${gamma}`);
 }

@@ -1,5 +1,7 @@
 import type { CachePolicyName } from "@magicdec/cache";
-import type { AcceptRule } from "@magicdec/speculation";
+import type { ModelSource } from "@magicdec/model";
+import type { AcceptRule, GraphSizes } from "@magicdec/speculation";
+import type { DeviceName } from "@magicdec/tensor";
 
 /** How a run drafts. */
 export interface SpeculationConfig {
@@ -30,22 +32,30 @@ export interface SamplingConfig {
 }
 
 export interface RunnerOptions {
-  /** Folder of the target checkpoint. */
-  readonly target: string;
-  /** Folder of a draft checkpoint with the same vocabulary. */
-  readonly draft?: string | undefined;
-  readonly device?: "cpu" | "null" | undefined;
+  /** Folder of the target checkpoint; or shapes, for timing with random weights. */
+  readonly target: ModelSource;
+  /** The same of a draft model with the same vocabulary. */
+  readonly draft?: ModelSource | undefined;
+  /** "auto" where absent: the first GPU, or the CPU where none can be used. */
+  readonly device?: DeviceName | undefined;
+  /** CPU: threads that compute; all cores where absent. */
   readonly threads?: number | undefined;
   /** Sequences at a time. */
   readonly batch: number;
   /** Longest sequence, prompt and generated tokens together. */
   readonly maxTokens: number;
-  /** Tokens of a KV page. */
+  /** Tokens of a KV page; what suits the device where absent. */
   readonly pageSize?: number | undefined;
   /** Capture iterations as graphs (default), or enqueue each op. */
   readonly graphs?: boolean | undefined;
-  /** Rows of a prefill forward. */
+  /** Which batch sizes get a graph; what suits the device where absent. */
+  readonly graphSizes?: Exclude<GraphSizes, "none"> | undefined;
+  /** Rows of a prefill forward; what suits the device, and its memory, where absent. */
   readonly prefillChunk?: number | undefined;
+  /** Largest gamma that buffers are sized for; 16 where absent. */
+  readonly maxGamma?: number | undefined;
+  /** Share of a GPU's memory that may be in use, this program and others together; 0.9 where absent. */
+  readonly gpuMemoryUtilization?: number | undefined;
   /** Observation window that prefill keeps queries for; at least what any SnapKV run asks for. */
   readonly window?: number | undefined;
   /** Largest draft budget that the memory plan counts. */
@@ -120,9 +130,12 @@ export interface EngineOptions {
   readonly maxBatch?: number;
   /** Longest prompt + generated tokens; the model's context where absent. */
   readonly maxTokens?: number;
-  readonly device?: "cpu" | "null";
-  /** Threads that compute; all cores where absent. */
+  /** "auto" where absent: the first GPU, or the CPU where none can be used. */
+  readonly device?: DeviceName;
+  /** CPU: threads that compute; all cores where absent. */
   readonly threads?: number;
+  /** Share of a GPU's memory that may be in use, this program and others together; 0.9 where absent. */
+  readonly gpuMemoryUtilization?: number;
 }
 
 /** What to generate. */

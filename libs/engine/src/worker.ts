@@ -43,7 +43,7 @@ async function load(message: Extract<ToWorker, { type: "load" }>): Promise<void>
     send({
       type: "ready",
       info: {
-        device: device.backend,
+        device: device.label,
         threads: device.info.threads,
         vocabSize: target.config.vocabSize,
         maxTokens: batcher.maxTokens,
@@ -56,7 +56,11 @@ async function load(message: Extract<ToWorker, { type: "load" }>): Promise<void>
 }
 
 async function close(): Promise<void> {
-  await batcher?.close();
+  try {
+    await batcher?.close();
+  } catch {
+    // A lost GPU cannot be closed in order; whoever generated on it has heard why.
+  }
   send({ type: "closed" });
   self.onmessage = null;
   self.close();

@@ -1,25 +1,26 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, test } from "bun:test";
 import { embeddedDraft, embeddedTarget } from "@magicdec/embedded";
+import { forEachKind } from "@magicdec/testkit";
 import { Engine, type GenerateResult } from "../src/index.ts";
 
 const prompt = "The old captain stood upon the deck, and looked out over the grey water. ".repeat(
   8,
 );
-let engine: Engine;
+forEachKind(({ device }) => {
+  let engine: Engine;
 
-beforeAll(async () => {
-  engine = await Engine.load({ model: embeddedTarget, maxBatch: 3, maxTokens: 2048 });
-});
+  beforeAll(async () => {
+    engine = await Engine.load({ model: embeddedTarget, device, maxBatch: 3, maxTokens: 2048 });
+  });
 
-afterAll(async () => {
-  await engine.close();
-});
+  afterAll(async () => {
+    await engine.close();
+  });
 
-async function generate(options: Parameters<Engine["generate"]>[0]): Promise<GenerateResult> {
-  return await engine.generate(options).result();
-}
+  async function generate(options: Parameters<Engine["generate"]>[0]): Promise<GenerateResult> {
+    return await engine.generate(options).result();
+  }
 
-describe("the engine", () => {
   test("streams what it returns at the end, several tokens at a time", async () => {
     const generation = engine.generate({ prompt, maxNewTokens: 48 });
     const chunks: { tokens: readonly number[]; text: string }[] = [];
@@ -36,6 +37,7 @@ describe("the engine", () => {
     const want = (await generate({ prompt, maxNewTokens: 40 })).tokens;
     await using plain = await Engine.load({
       model: embeddedTarget,
+      device,
       maxBatch: 1,
       maxTokens: 1024,
       speculation: { method: "off" },
@@ -43,6 +45,7 @@ describe("the engine", () => {
     expect((await plain.generate({ prompt, maxNewTokens: 40 }).result()).tokens).toEqual(want);
     await using drafted = await Engine.load({
       model: embeddedTarget,
+      device,
       draftModel: embeddedDraft,
       maxBatch: 2,
       maxTokens: 1024,
@@ -60,6 +63,7 @@ describe("the engine", () => {
   test("each request has its own sampling; a seed repeats under the rule match", async () => {
     await using coupled = await Engine.load({
       model: embeddedTarget,
+      device,
       maxBatch: 3,
       maxTokens: 1024,
       speculation: { rule: "match" },
@@ -109,12 +113,17 @@ describe("the engine", () => {
   });
 
   test("a model that cannot be loaded rejects with the loader's message", async () => {
-    const attempt = Engine.load({ model: "no/such/folder" });
+    const attempt = Engine.load({ model: "no/such/folder", device });
     expect(attempt).rejects.toThrow("no/such/folder");
   });
 
   test("closing ends what runs and refuses what comes", async () => {
-    const short = await Engine.load({ model: embeddedTarget, maxBatch: 1, maxTokens: 2048 });
+    const short = await Engine.load({
+      model: embeddedTarget,
+      device,
+      maxBatch: 1,
+      maxTokens: 2048,
+    });
     const running = short.generate({ prompt, maxNewTokens: 1000, ignoreEos: true });
     await short.close();
     expect((await running.result()).finish).toBe("aborted");

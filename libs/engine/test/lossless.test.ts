@@ -1,8 +1,16 @@
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, test } from "bun:test";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Random, seedNote, testSeed, writeTinyModel } from "@magicdec/testkit";
+import { type ModelConfig, presetConfig } from "@magicdec/model";
+import {
+  forEachKind,
+  Random,
+  seedNote,
+  type TestBackend,
+  testSeed,
+  writeTinyModel,
+} from "@magicdec/testkit";
 import { Runner, type SamplingConfig, type SpeculationConfig } from "../src/index.ts";
 
 /**
@@ -49,12 +57,21 @@ function prompts(lengths: readonly number[], stream: number): Int32Array[] {
   return lengths.map((length) => Int32Array.from({ length }, () => random.u32() % vocabSize));
 }
 
-async function withRunner<T>(
-  options: { batch: number; threads?: number; graphs?: boolean; pageSize?: number },
-  use: (runner: Runner) => Promise<T>,
-): Promise<T> {
-  using runner = await Runner.load({ target, draft, maxTokens: 1200, window: 16, ...options });
-  return await use(runner);
+interface Settings {
+  batch: number;
+  threads?: number | undefined;
+  graphs?: boolean;
+  pageSize?: number;
+}
+
+type WithRunner = <T>(options: Settings, use: (runner: Runner) => Promise<T>) => Promise<T>;
+
+function runnersOn({ device }: TestBackend): WithRunner {
+  return async (options, use) => {
+    const common = { target, draft, device, maxTokens: 1200, window: 16 };
+    using runner = await Runner.load({ ...common, ...options });
+    return await use(runner);
+  };
 }
 
 function variants(gamma: number): SpeculationConfig[] {
@@ -96,7 +113,9 @@ async function expectIdentical(
   }
 }
 
-describe("speculation returns the tokens of plain decoding", () => {
+forEachKind((backend) => {
+  const withRunner = runnersOn(backend);
+
   for (const gamma of [1, 2, 3, 4, 5, 7, 8, 11, 16]) {
     test(`gamma ${gamma}, every method and cache, greedy and sampled`, async () => {
       await withRunner({ batch: 3 }, async (runner) => {
@@ -107,7 +126,7 @@ describe("speculation returns the tokens of plain decoding", () => {
   }
 
   test("ragged batches of 1 to 16, sequences that leave at different times", async () => {
-    for (const batch of [1, 2, 5, 16]) {
+    for (const batch of backend.kind === "cuda" ? [1, 2, 5, 16, 64] : [1, 2, 5, 16]) {
       await withRunner({ batch }, async (runner) => {
         const random = new Random(testSeed, 100 + batch);
         const lengths = Array.from({ length: batch }, () => 1 + (random.u32() % 400));
@@ -121,11 +140,7 @@ describe("speculation returns the tokens of plain decoding", () => {
   test("the tokens depend neither on threads, graphs, page size nor on the rest of the batch", async () => {
     const texts = prompts([257, 64, 511, 1], 7);
     const spec = variants(5)[0] as SpeculationConfig;
-    const decode = (
-      options: Parameters<typeof withRunner>[0],
-      mine: Int32Array[],
-      keys: number[],
-    ) =>
+    const decode = (options: Settings, mine: Int32Array[], keys: number[]) =>
       withRunner(options, async (runner) => {
         await runner.prefill(mine);
         const settings = { maxNewTokens: newTokens, sequenceKeys: keys };
@@ -133,8 +148,9 @@ describe("speculation returns the tokens of plain decoding", () => {
         return result.tokens.map((tokens) => Array.from(tokens));
       });
     const want = await decode({ batch: 4 }, texts, [0, 1, 2, 3]);
-    expect(await decode({ batch: 4, threads: 1 }, texts, [0, 1, 2, 3])).toEqual(want);
-    expect(await decode({ batch: 4, threads: 3 }, texts, [0, 1, 2, 3])).toEqual(want);
+    for (const threads of backend.threadCounts) {
+      expect(await decode({ batch: 4, threads }, texts, [0, 1, 2, 3])).toEqual(want);
+    }
     expect(await decode({ batch: 4, graphs: false }, texts, [0, 1, 2, 3])).toEqual(want);
     expect(await decode({ batch: 4, pageSize: 256 }, texts, [0, 1, 2, 3])).toEqual(want);
     for (const [i, text] of texts.entries()) {
@@ -160,6 +176,7 @@ describe("speculation returns the tokens of plain decoding", () => {
     using runner = await Runner.load({
       target,
       draft: target,
+      device: backend.device,
       batch: 3,
       maxTokens: 1200,
       window: 16,
@@ -171,9 +188,34 @@ describe("speculation returns the tokens of plain decoding", () => {
         const spec = { ...plain, ...everything, method, cache };
         for (const sampling of [greedy, sampled]) {
           const { stats } = await runner.decode(spec, sampling, { maxNewTokens: 60 });
-          expect(stats.accepted, `${name(spec)}; ${seedNote()}`).toBe(stats.drafted);
+          // A draft's first step computes the prompt's last token again, and a GPU's prefill may differ from its decoding in the last bits: seldom a draw.
+          const share = method === "model" && backend.kind === "cuda" ? 0.95 : 1;
+          const least = share * stats.drafted;
+          expect(stats.accepted, `${name(spec)}; ${seedNote()}`).toBeGreaterThanOrEqual(least);
         }
       }
     }
   }, 60_000);
+
+  // The shapes that matter on a GPU take a CPU too long.
+  if (backend.kind !== "cuda") return;
+
+  test("seeded weights in the shapes of Llama-3.2-1B, every policy, batches that end raggedly", async () => {
+    const config = presetConfig("llama-3.2-1b") as ModelConfig;
+    const shared = { device: backend.device, batch: 12, maxTokens: 3000, window: 32 };
+    using runner = await Runner.load({ ...shared, target: { config, seed: 1 } });
+    const lengths = Array.from({ length: 12 }, (_, i) => 2700 - 211 * i);
+    runner.skipPrefill(lengths, { seed: 2 });
+    const limits = lengths.map((_, i) => 64 - 3 * i);
+    for (const sampling of [greedy, sampled]) {
+      const want = await runner.decode(plain, sampling, { maxNewTokens: limits });
+      for (const gamma of [1, 3, 7, 16]) {
+        for (const cache of ["streaming", "snapkv", "full"] as const) {
+          const spec = { ...plain, method: "self", cache, gamma, budget: 513, window: 32 } as const;
+          const got = await runner.decode(spec, sampling, { maxNewTokens: limits });
+          expect(got.tokens, name(spec)).toEqual(want.tokens);
+        }
+      }
+    }
+  }, 300_000);
 });

@@ -9,12 +9,16 @@ import {
 } from "@magicdec/tensor";
 import type { Checkpoint, CheckpointTensor } from "@magicdec/weights";
 import type { FamilySpec, TensorSpec } from "./families/llama.ts";
+import type { WeightSource } from "./weights.ts";
 
 /** Bytes of a table that cross this process at a time. */
 const uploadChunkBytes = 16 << 20;
 
-/** Moves a checkpoint's tensors to the device, and counts the bytes done. */
-export class WeightLoader implements Disposable {
+/**
+ * Moves a checkpoint's tensors to the device, and counts the bytes done. Matrices go from the mapped file straight into the backend's packed order;
+ * vectors and the embedding table pass through this process in pieces.
+ */
+export class WeightLoader implements WeightSource {
   readonly #files = new Map<string, MappedFile>();
   #done = 0;
   #total = 0;
@@ -39,7 +43,6 @@ export class WeightLoader implements Disposable {
     for (const spec of specs) this.#total += this.#find(spec).bytes;
   }
 
-  /** One packed weight from row-major parts stacked along the rows. */
   matrix(parts: readonly TensorSpec[]): PackedWeight {
     const k = parts[0]?.shape[1] as number;
     const n = parts.reduce((sum, part) => sum + (part.shape[0] as number), 0);
@@ -58,7 +61,6 @@ export class WeightLoader implements Disposable {
     return weight;
   }
 
-  /** A packed copy of a row-major device tensor (tied embeddings). */
   packed(table: Tensor): PackedWeight {
     const [n, k] = table.shape as [number, number];
     const weight = allocWeight(this.device, n, k);
@@ -66,7 +68,6 @@ export class WeightLoader implements Disposable {
     return weight;
   }
 
-  /** A bf16 vector from parts laid end to end. */
   async vector(parts: readonly TensorSpec[]): Promise<Tensor> {
     const size = parts.reduce((sum, part) => sum + (part.shape[0] as number), 0);
     const out = this.device.alloc([size], "bf16");
@@ -78,7 +79,6 @@ export class WeightLoader implements Disposable {
     return parts.length === 0 ? undefined : await this.vector(parts);
   }
 
-  /** A row-major bf16 table (the embedding). */
   async table(spec: TensorSpec): Promise<Tensor> {
     const out = this.device.alloc(spec.shape, "bf16");
     await this.#fill(out, [spec]);

@@ -1,8 +1,6 @@
-import type { Device, PackedWeight, Tensor } from "@magicdec/tensor";
-import type { Checkpoint } from "@magicdec/weights";
+import { type Device, type PackedWeight, packedWeightBytes, type Tensor } from "@magicdec/tensor";
 import type { ModelConfig } from "./config.ts";
-import { llamaTensors } from "./families/llama.ts";
-import { WeightLoader } from "./loader.ts";
+import { llamaTensors, type TensorSpec } from "./families/llama.ts";
 import { inverseFrequencies } from "./rope.ts";
 
 /** One layer, on the device. Fused weights stack their parts along the rows. */
@@ -29,19 +27,27 @@ export interface ModelWeights {
   readonly inverseFrequencies: Tensor;
 }
 
-/**
- * Loads a checkpoint onto the device. Matrices go from the mapped file straight into the backend's packed order; vectors and the
- * embedding table pass through this process in pieces.
- */
+/** Where weights come from: a checkpoint, or a seed. */
+export interface WeightSource extends Disposable {
+  /** A row-major bf16 table (the embedding). */
+  table(spec: TensorSpec): Promise<Tensor>;
+  /** A bf16 vector from parts laid end to end. */
+  vector(parts: readonly TensorSpec[]): Promise<Tensor>;
+  /** The same; undefined where there is no part. */
+  optionalVector(parts: readonly TensorSpec[]): Promise<Tensor | undefined>;
+  /** One packed weight from row-major parts stacked along the rows. */
+  matrix(parts: readonly TensorSpec[]): PackedWeight;
+  /** A packed copy of a row-major device tensor (tied embeddings). */
+  packed(table: Tensor): PackedWeight;
+}
+
+/** Puts a model's weights onto the device, layer by layer. */
 export async function loadWeights(
   device: Device,
-  checkpoint: Checkpoint,
+  loader: WeightSource,
   config: ModelConfig,
-  onProgress: (doneBytes: number, totalBytes: number) => void = () => {},
 ): Promise<ModelWeights> {
   const family = llamaTensors(config);
-  using loader = new WeightLoader(device, checkpoint, onProgress);
-  loader.check(family, config.layers);
   const embedding = await loader.table(family.embedding);
   const layers: LayerWeights[] = [];
   for (let i = 0; i < config.layers; i++) {
@@ -70,6 +76,28 @@ export async function loadWeights(
     lmHead,
     inverseFrequencies: device.from(frequencies, [frequencies.length], "f32"),
   };
+}
+
+/** Device bytes that the weights will take, from the config alone. */
+export function plannedWeightBytes(device: Device, config: ModelConfig): number {
+  const family = llamaTensors(config);
+  const layer = family.layer(0);
+  const rows = (parts: readonly TensorSpec[]) =>
+    parts.reduce((sum, part) => sum + (part.shape[0] as number), 0);
+  const matrix = (parts: readonly TensorSpec[]) =>
+    packedWeightBytes(device, rows(parts), parts[0]?.shape[1] as number);
+  const vectors = [
+    ...layer.qkvBias,
+    ...layer.gateUpBias,
+    ...[layer.outputBias, layer.downBias].filter((part) => part !== undefined),
+    layer.attentionNorm,
+    layer.mlpNorm,
+  ];
+  const matrices = [layer.qkv, [layer.output], layer.gateUp, [layer.down]];
+  const perLayer = 2 * rows(vectors) + matrices.reduce((sum, parts) => sum + matrix(parts), 0);
+  const table = 2 * config.vocabSize * config.hiddenSize;
+  const head = matrix([family.lmHead ?? family.embedding]);
+  return config.layers * perLayer + table + head + 2 * config.hiddenSize;
 }
 
 /** Device bytes of the weights, and those that one forward reads (the embedding table is looked up, not read). */

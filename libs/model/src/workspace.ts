@@ -1,5 +1,5 @@
-import type { PagedKv } from "@magicdec/cache";
-import { attentionWorkspaceBytes, type Device, type Tensor } from "@magicdec/tensor";
+import type { PagedKv, PagedKvOptions } from "@magicdec/cache";
+import { type Device, plannedAttentionWorkspaceBytes, type Tensor } from "@magicdec/tensor";
 import type { ModelConfig } from "./config.ts";
 
 /** Views of the workspace for one row count. */
@@ -52,7 +52,8 @@ export class Workspace implements Disposable {
       rope: device.alloc([maxRows, headDim], "f32"),
       ropeSink: device.alloc([maxRows, headDim], "f32"),
     };
-    this.attention = device.alloc([attentionBytes(device, attended, cache)], "u8");
+    const attentionSize = attentionBytes(device, config, maxRows, cache.options);
+    this.attention = device.alloc([attentionSize], "u8");
   }
 
   /** The first `rows` rows of every buffer. */
@@ -88,30 +89,39 @@ export class Workspace implements Disposable {
   }
 }
 
-/** Bytes of the activations of `maxRows` rows, the attention workspace apart. */
-export function workspaceBytes(config: ModelConfig, maxRows: number): number {
+/** Bytes of a workspace for forwards of at most `maxRows` rows over such a cache. */
+export function workspaceBytes(
+  device: Device,
+  config: ModelConfig,
+  maxRows: number,
+  cache: PagedKvOptions,
+): number {
   const { hiddenSize, intermediateSize, heads, kvHeads, headDim } = config;
   const attention = (heads + 2 * kvHeads) * headDim + 3 * heads * headDim;
-  return maxRows * (2 * (3 * hiddenSize + attention + intermediateSize) + 2 * 4 * headDim);
+  const row = 2 * (3 * hiddenSize + attention + intermediateSize) + 2 * 4 * headDim;
+  return maxRows * row + attentionBytes(device, config, maxRows, cache);
 }
 
-/** The most that attention needs for this many rows: over the whole cache and a prefix as long, so any policy's view is covered. */
-function attentionBytes(device: Device, attended: Tensor, cache: PagedKv): number {
-  const { batch } = cache.options;
-  using qStart = device.alloc([batch + 1], "i32");
-  using lengths = device.alloc([batch], "i32");
-  return attentionWorkspaceBytes({
-    q: attended,
-    out: attended,
-    qStart,
-    kvLen: lengths,
-    blockTable: cache.blockTable,
-    prefixCache: cache.ref,
-    prefixTable: cache.blockTable,
-    prefixLen: lengths,
-    tailStart: lengths,
-    cache: cache.ref,
-    layer: 0,
-    scale: 1,
-  });
+/** Rows a sequence that decode, draft and verify passes have; a backend may take another path beyond, in prefill. */
+const mostDecodeRows = 17;
+
+/**
+ * The most that attention needs: for a prefill of `maxRows` rows, and for every number of rows a sequence that decoding has; over the whole cache, and
+ * with a prefix as long beside it, so that any policy's view is covered.
+ */
+function attentionBytes(
+  device: Device,
+  { heads }: ModelConfig,
+  maxRows: number,
+  { batch, maxPagesPerSequence: maxPages, pages, ...cache }: PagedKvOptions,
+): number {
+  const decodeRows = Array.from({ length: mostDecodeRows }, (_, i) => (i + 1) * batch);
+  const rowCounts = [...decodeRows.filter((rows) => rows < maxRows), maxRows];
+  const sizes = rowCounts.flatMap((rows) =>
+    [false, true].map((prefix) => {
+      const shape = { rows, heads, batch, maxPages, cache: { ...cache, pages }, prefix };
+      return plannedAttentionWorkspaceBytes(device, shape);
+    }),
+  );
+  return Math.max(...sizes);
 }

@@ -1,4 +1,11 @@
-import { methodLabel, modeLabel, type Mismatch, type Mode, type ResultRow } from "./schema.ts";
+import {
+  type AssumedSpeedup,
+  methodLabel,
+  modeLabel,
+  type Mismatch,
+  type Mode,
+  type ResultRow,
+} from "./schema.ts";
 
 /** What the conclusion needs to know of a run. */
 export interface Findings {
@@ -9,6 +16,8 @@ export interface Findings {
   /** Sequences, and the longest prompt in tokens. */
   batch: number;
   prefixLen: number;
+  /** There with random weights: what else can be said of a run whose text means nothing. */
+  assumed?: readonly AssumedSpeedup[] | undefined;
 }
 
 /**
@@ -16,7 +25,8 @@ export interface Findings {
  * changed, and where the gain comes from, or that there is none.
  */
 export function conclude(findings: Findings): string {
-  return [outcome(findings), identity(findings), interruption(findings)]
+  const first = findings.assumed === undefined ? outcome(findings) : timesOnly(findings);
+  return [first, identity(findings), interruption(findings)]
     .filter((sentence) => sentence !== "")
     .join(" ");
 }
@@ -44,6 +54,25 @@ function outcome(findings: Findings): string {
     `With ${where}, ${how} decodes ${times(first.speedup)} as fast as the baseline of this run ` +
     `at ${when}${also}: one pass over the full cache yields ` +
     `${first.acceptanceLength.toFixed(2)} tokens a sequence instead of 1.`
+  );
+}
+
+/** Random weights: the times of the method that is best at the rate in the middle. */
+function timesOnly({ assumed = [], batch, prefixLen, results }: Findings): string {
+  const rateOf = (one: AssumedSpeedup) => one.byAlpha[Math.floor(one.byAlpha.length / 2)];
+  const best = assumed.reduce<AssumedSpeedup | undefined>((known, one) => {
+    const better = (rateOf(one)?.speedup ?? 0) > ((known && rateOf(known)?.speedup) ?? 0);
+    return better ? one : known;
+  }, undefined);
+  const warning = "The weights are random: times mean something, acceptance and text do not.";
+  const target = results[0]?.msTarget ?? 0;
+  const where = `With ${batch} x ${prefixLen} tokens of context a step takes ${target.toFixed(2)} ms`;
+  const rate = best && rateOf(best);
+  if (best === undefined || rate === undefined) return `${warning} ${where}.`;
+  return (
+    `${warning} ${where}, an iteration of ${methodLabel(best)} (gamma ${best.gamma}) ` +
+    `${best.msIteration.toFixed(2)} ms: at an acceptance rate of ${rate.alpha} that would decode ` +
+    `${times(rate.speedup)} as fast.`
   );
 }
 

@@ -1,14 +1,22 @@
+import { assumedCaption, assumedTable } from "./assumed.ts";
 import { type Column, columnNotes, outcomeColumns, phaseColumns } from "./columns.ts";
 import { heatMapChart } from "./heatmap.ts";
 import { factLines, reportTitle } from "./markdown.ts";
-import { type Chart, runCharts } from "./plots.ts";
-import { modeLabel, type ResultRow, type RunManifest, type SweepReport } from "./schema.ts";
+import { type Chart, profileChart, runCharts } from "./plots.ts";
+import {
+  type LongspecReport,
+  modeLabel,
+  type ResultRow,
+  type RunManifest,
+  type SweepReport,
+} from "./schema.ts";
 import { rowsByMode } from "./table.ts";
 
 /** The file report.html of a run: one page with its styles and SVG charts, nothing fetched. */
 export function htmlReport(manifest: RunManifest): string {
   const { report } = manifest;
   const { temperature } = report.config;
+  const { profile = [] } = report;
   const tables = [...rowsByMode(report.results)].flatMap(([mode, rows]) => [
     `<h3>${escaped(modeLabel(mode, temperature))}</h3>`,
     htmlTable(rows, outcomeColumns),
@@ -17,12 +25,24 @@ export function htmlReport(manifest: RunManifest): string {
   return page(reportTitle(report), [
     `<p class="conclusion">${escaped(report.conclusion)}</p>`,
     ...runCharts(report.results, temperature).map(chartSection),
+    ...(profile.length > 0 ? [chartSection(profileChart(profile, temperature))] : []),
+    ...assumedSection(report),
     "<h2>Tables</h2>",
     ...tables,
     `<ul class="notes">${columnNotes.map((note) => `<li>${escaped(note)}</li>`).join("")}</ul>`,
     "<h2>Run</h2>",
     factTable(factLines(manifest)),
   ]);
+}
+
+function assumedSection({ assumed = [], config }: LongspecReport): string[] {
+  if (assumed.length === 0) return [];
+  const { headings, rows } = assumedTable(assumed, config.temperature);
+  return [
+    "<h2>Speed-up by assumed acceptance</h2>",
+    tableOf(headings, rows),
+    `<p class="caption">${escaped(assumedCaption)}</p>`,
+  ];
 }
 
 /** The file report.html of a sweep: the heat map and every cell. */

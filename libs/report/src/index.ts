@@ -1,3 +1,4 @@
+export * from "./assumed.ts";
 export * from "./conclusion.ts";
 export * from "./files.ts";
 export * from "./heatmap.ts";

@@ -1,3 +1,4 @@
+import { assumedCaption, assumedTable } from "./assumed.ts";
 import { type Column, columnNotes, outcomeColumns, phaseColumns } from "./columns.ts";
 import { modeLabel, type LongspecReport, type ResultRow, type RunManifest } from "./schema.ts";
 import { rowsByMode } from "./table.ts";
@@ -18,6 +19,7 @@ export function markdownReport(manifest: RunManifest): string {
     factLines(manifest)
       .map(([name, value]) => `- ${name}: ${value}`)
       .join("\n"),
+    ...assumedSection(report),
     ...sections,
     columnNotes.map((note) => `- ${note}`).join("\n"),
   ].join("\n\n")}\n`;
@@ -38,8 +40,8 @@ export function factLines(manifest: RunManifest): [string, string][] {
     ["machine", `${machine.cpu}, ${machine.cores} cores, ${gigabytes(machine.memoryBytes)}`],
     [
       "ran on",
-      `${machine.device}, ${machine.threads} threads, ${machine.bandwidthGBs.toFixed(1)} GB/s ` +
-        "read bandwidth measured in this run",
+      `${machine.device}, ${machine.threads === 0 ? "" : `${machine.threads} threads, `}` +
+        `${machine.bandwidthGBs.toFixed(1)} GB/s read bandwidth measured in this run`,
     ],
     ["models", config.draft === null ? config.target : `${config.target}; draft ${config.draft}`],
     [
@@ -49,7 +51,9 @@ export function factLines(manifest: RunManifest): [string, string][] {
     ],
     [
       "prefill",
-      `${(prefill.ms / 1000).toFixed(1)} s, ${prefill.tokensPerSecond.toFixed(0)} tokens/s`,
+      config.prefillSkipped
+        ? "skipped: the caches held seeded noise"
+        : `${(prefill.ms / 1000).toFixed(1)} s, ${prefill.tokensPerSecond.toFixed(0)} tokens/s`,
     ],
     ["repetitions", `${config.repetitions}, seeds ${manifest.seeds.join(", ")}`],
     ["command", `\`${manifest.commandLine}\``],
@@ -59,12 +63,27 @@ export function factLines(manifest: RunManifest): [string, string][] {
   ];
 }
 
+function assumedSection({ assumed = [], config }: LongspecReport): string[] {
+  if (assumed.length === 0) return [];
+  const { headings, rows } = assumedTable(assumed, config.temperature);
+  const aligns = headings.map((_, column) => (column < 2 ? "---" : "---:"));
+  return ["## Speed-up by assumed acceptance", assumedCaption, tableLines(headings, aligns, rows)];
+}
+
 function markdownTable(rows: readonly ResultRow[], columns: readonly Column[]): string {
+  return tableLines(
+    columns.map((column) => column.heading),
+    columns.map((column) => (column.align === "right" ? "---:" : "---")),
+    rows.map((row) => columns.map((column) => column.cell(row))),
+  );
+}
+
+function tableLines(headings: string[], aligns: string[], rows: string[][]): string {
   const line = (cells: string[]) => `| ${cells.join(" | ")} |`;
   return [
-    line(columns.map((column) => column.heading.replaceAll("\n", " "))),
-    line(columns.map((column) => (column.align === "right" ? "---:" : "---"))),
-    ...rows.map((row) => line(columns.map((column) => column.cell(row)))),
+    line(headings.map((heading) => heading.replaceAll("\n", " "))),
+    line(aligns),
+    ...rows.map(line),
   ].join("\n");
 }
 

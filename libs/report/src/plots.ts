@@ -1,6 +1,6 @@
 import * as Plot from "@observablehq/plot";
 import { parseHTML } from "linkedom";
-import { methodLabel, modeLabel, type ResultRow } from "./schema.ts";
+import { type IterationProfile, methodLabel, modeLabel, type ResultRow } from "./schema.ts";
 
 /** One chart: a heading, what it shows, and its drawing as inline SVG (with its legend). */
 export interface Chart {
@@ -123,6 +123,41 @@ function iterationChart(rows: readonly ResultRow[], temperature: number): Chart 
   };
 }
 
+/** The ops of an iteration by kind: a bar for what drafts, one for what verifies and decides. */
+export function profileChart(profiles: readonly IterationProfile[], temperature: number): Chart {
+  const bars = profiles.flatMap((profile) =>
+    profile.parts.map(({ phase, kind, ms }) => {
+      const drafting = phase === "draft" ? "draft" : "verify";
+      return { bar: `${iterationLabel(profile)}: ${drafting}`, kind, ms };
+    }),
+  );
+  const kinds = distinct(bars.map(({ kind }) => kind));
+  const mode = profiles[0]?.mode ?? "greedy";
+  const clock = Math.max(...profiles.map(({ msClock }) => 1000 * msClock));
+  const replayed = profiles
+    .map((one) => `${iterationLabel(one)} ${one.msReplayed.toFixed(2)} ms`)
+    .join("; ");
+  return {
+    id: "profile",
+    title: "Kernels of an iteration, timed one by one",
+    caption:
+      `${modeLabel(mode, temperature)}. Every op stands alone between two writes of the device's ` +
+      `clock (${clock.toFixed(1)} us each, taken off): gaps are added, and nothing overlaps. A ` +
+      `whole iteration as it is replayed in this run takes: ${replayed}.`,
+    svg: draw({
+      height: facetHeight(distinct(bars.map(({ bar }) => bar)).length),
+      marginLeft: labelMarginPx + 110,
+      x: { label: "ms", grid: true },
+      y: { label: null, domain: distinct(bars.map(({ bar }) => bar)) },
+      color: { legend: true, domain: kinds },
+      marks: [
+        Plot.barX(bars, Plot.groupY({ x: "sum" }, { x: "ms", y: "bar", fill: "kind" })),
+        Plot.ruleX([0], { stroke: "currentColor" }),
+      ],
+    }),
+  };
+}
+
 function positionChart(rows: readonly ResultRow[], temperature: number): Chart {
   const points = rows.flatMap((row) =>
     row.acceptanceByPosition.map((rate, index) => ({
@@ -225,7 +260,7 @@ export function draw(options: Plot.PlotOptions): string {
   return figure.outerHTML;
 }
 
-function iterationLabel(row: ResultRow): string {
+function iterationLabel(row: Pick<ResultRow, "method" | "cache" | "budget" | "gamma">): string {
   return row.method === "baseline" ? methodLabel(row) : `${methodLabel(row)}, gamma ${row.gamma}`;
 }
 

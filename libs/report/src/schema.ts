@@ -29,11 +29,12 @@ export type CacheName = z.infer<typeof CacheName>;
 export const Machine = z.object({
   cpu: z.string(),
   cores: count,
+  /** That computed; 0 where a GPU did. */
   threads: count,
   memoryBytes: count,
   os: z.string(),
   arch: z.string(),
-  /** Backend and kernel level that ran, e.g. "cpu v4". */
+  /** What computed, e.g. "cpu v4" or "cuda:0 NVIDIA H200". */
   device: z.string(),
   /** Read bandwidth measured in this run, GB/s: the mean over the repetitions. */
   bandwidthGBs: z.number().nonnegative(),
@@ -66,7 +67,11 @@ export const RunConfig = z.object({
   pageSize: count.positive(),
   graphs: z.boolean(),
   device: z.string(),
-  threads: count.positive(),
+  threads: count,
+  /** The weights were random: times mean something, text and acceptance nothing. */
+  randomWeights: z.boolean().optional(),
+  /** The caches held noise instead of the prompts' prefill. */
+  prefillSkipped: z.boolean().optional(),
 });
 export type RunConfig = z.infer<typeof RunConfig>;
 
@@ -169,6 +174,52 @@ export const Mismatch = z.object({
 });
 export type Mismatch = z.infer<typeof Mismatch>;
 
+/** What a method's times would give, were its drafts accepted at other rates than in this run. */
+export const AssumedSpeedup = z.object({
+  mode: Mode,
+  method: MethodName,
+  cache: CacheName.nullable(),
+  budget: count.positive().nullable(),
+  /** The gamma that was measured. */
+  gamma: count,
+  /** A whole iteration at that gamma. */
+  msIteration: time,
+  byAlpha: z.array(
+    z.object({
+      alpha: share,
+      /** At the measured gamma. */
+      speedup: z.number().nonnegative(),
+      /** 0 where no gamma pays. */
+      bestGamma: count,
+      bestSpeedup: z.number().nonnegative(),
+    }),
+  ),
+});
+export type AssumedSpeedup = z.infer<typeof AssumedSpeedup>;
+
+/** Where an iteration goes, op by op: one method's entry of profile.json. */
+export const IterationProfile = z.object({
+  mode: Mode,
+  method: MethodName,
+  cache: CacheName.nullable(),
+  budget: count.positive().nullable(),
+  gamma: count,
+  /** Time of one write of the device's clock, taken off every op. */
+  msClock: time,
+  parts: z.array(
+    z.object({
+      phase: z.enum(["draft", "verify", "decide"]),
+      kind: z.string(),
+      /** Ops of this kind in one iteration, and their time together. */
+      ops: count,
+      ms: time,
+    }),
+  ),
+  /** The same iteration as a graph is replayed in this run, without clocks: what it really takes. */
+  msReplayed: time,
+});
+export type IterationProfile = z.infer<typeof IterationProfile>;
+
 /** What `--json` prints. */
 export const LongspecReport = z.object({
   version: z.literal(reportVersion),
@@ -177,6 +228,10 @@ export const LongspecReport = z.object({
   prefill: z.object({ ms: time, tokens: count, tokensPerSecond: z.number().nonnegative() }),
   results: z.array(ResultRow),
   mismatches: z.array(Mismatch),
+  /** There with random weights, whose own acceptance means nothing. */
+  assumed: z.array(AssumedSpeedup).optional(),
+  /** There with --profile. */
+  profile: z.array(IterationProfile).optional(),
   /** True when the run was interrupted and the figures cover less than was asked for. */
   partial: z.boolean(),
   conclusion: z.string(),

@@ -1,6 +1,7 @@
 import Table from "cli-table3";
+import { assumedCaption, assumedTable } from "./assumed.ts";
 import { type Column, columnNotes, outcomeColumns, phaseColumns } from "./columns.ts";
-import { modeLabel, type Mode, type ResultRow } from "./schema.ts";
+import { type AssumedSpeedup, modeLabel, type Mode, type ResultRow } from "./schema.ts";
 
 /** How to draw a table in a terminal. */
 export interface TableOptions {
@@ -16,6 +17,23 @@ export function resultTables(rows: readonly ResultRow[], options: TableOptions):
   const parts = [drawTable(rows, outcomeColumns, options)];
   if (options.phases) parts.push(drawTable(rows, phaseColumns, options));
   return `${parts.join("\n")}\n${columnNotes.map((note) => `  ${note}`).join("\n")}\n`;
+}
+
+/** The table of assumed acceptance for a terminal. */
+export function assumedTableText(
+  assumed: readonly AssumedSpeedup[],
+  { temperature, color }: Pick<TableOptions, "temperature" | "color">,
+): string {
+  const { headings, rows } = assumedTable(assumed, temperature);
+  const table = new Table({
+    head: headings,
+    colAligns: headings.map((_, column) => (column < 2 ? "left" : "right")),
+    chars: bare,
+    style: { head: color ? ["bold"] : [], border: [] },
+  });
+  table.push(...rows);
+  const caption = assumedCaption.replaceAll(/(.{1,118})(?: |$)/g, "  $1\n");
+  return `${table.toString()}\n${caption}`;
 }
 
 /** No lines but one a section: what is read is columns of figures. */

@@ -14,6 +14,11 @@ export interface SequenceSampling {
 }
 
 /**
+ * Tokens that a row without a sequence pretends to have: few, but enough that no position of a draft's first step or of a selection is negative.
+ */
+const parkedLength = 2;
+
+/**
  * What the device keeps of a running batch; rows 0 .. b - 1 are alive. `chain` (batch, gamma + 2) i32 holds, per row, the token before the
  * current one, the current token (whose KV is not yet in the cache) and the drafts.
  */
@@ -21,7 +26,7 @@ export class BatchState implements Disposable {
   readonly chain: Tensor;
   /** (batch) i32: tokens whose exact KV is in the target's cache. */
   readonly lens: Tensor;
-  /** (batch) i32: 1 for every row; a row leaves by being replaced by the last one. */
+  /** (batch) i32: 1 for rows that hold a sequence. A row leaves by being replaced by the last one, which is then parked. */
   readonly active: Tensor;
   /** (batch, 8) u32 SamplingParams. */
   readonly params: Tensor;
@@ -35,7 +40,18 @@ export class BatchState implements Disposable {
     this.lens = device.alloc([batch], "i32");
     this.active = device.alloc([batch], "i32");
     this.params = device.alloc([batch, 8], "u32");
-    this.active.write(new Int32Array(batch).fill(1));
+  }
+
+  /** Enqueues: a new run of the first `rows` rows; the others are parked. */
+  begin(rows: number): void {
+    this.active.write(Int32Array.from({ length: this.batch }, (_, row) => (row < rows ? 1 : 0)));
+    this.lens.write(new Int32Array(this.batch).fill(parkedLength));
+  }
+
+  /** Enqueues: row `row` holds no sequence. A forward that computes it all the same decides nothing. */
+  park(row: number): void {
+    this.active.write(Int32Array.of(0), row);
+    this.lens.write(Int32Array.of(parkedLength), row);
   }
 
   /** Enqueues the sampling parameters of row `row`. */

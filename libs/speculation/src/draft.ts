@@ -18,6 +18,8 @@ export interface Draft extends Disposable {
   ensure(row: number, tokens: number): void;
   release(row: number): void;
   moveRow(from: number, to: number): void;
+  /** Row `row` holds no sequence. */
+  park(row: number): void;
   /** Bytes one draft step has to read at these context lengths. */
   bytesRead(lengths: readonly number[]): number;
 }
@@ -28,11 +30,14 @@ export interface ChainDraftOptions {
   readonly workspace: Workspace;
   /** Where the drafted tokens' KV goes: the target's own pages for self-speculation. */
   readonly cache: PagedKv;
+  /** The caller's, who disposes of it: drafts of other gammas may share it. */
   readonly policy: CachePolicy;
   readonly state: BatchState;
   readonly rule: AcceptRule;
   /** (batch * 1, vocab) f32 at least. */
   readonly logits: Tensor;
+  /** (batch, gamma, vocab) f32: where the distributions drawn from go, under rejection. */
+  readonly probabilities?: Tensor | undefined;
   /**
    * The draft has a model and a cache of its own. Its cache may lack the token before the current one (a fully accepted chain's last draft was never
    * its input), so the first step always takes both: rewriting KV that is there gives the same bits.
@@ -44,20 +49,19 @@ export interface ChainDraftOptions {
 
 /** A model that drafts token by token over what its cache policy lets it read: the target itself, or a smaller one. */
 export class ChainDraft implements Draft {
-  readonly probabilities: Tensor | undefined;
   readonly #one: RowLayout;
   readonly #two: RowLayout | undefined;
   readonly #lengths: RowLayout;
 
   constructor(private readonly options: ChainDraftOptions) {
-    const { device, state, model, rule, ownCache } = options;
+    const { device, state, ownCache } = options;
     this.#one = new RowLayout(device, state.batch, 1);
     this.#two = ownCache ? new RowLayout(device, state.batch, 2) : undefined;
     this.#lengths = new RowLayout(device, state.batch, 1);
-    this.probabilities =
-      rule === "rejection"
-        ? device.alloc([state.batch, state.gamma, model.config.vocabSize], "f32")
-        : undefined;
+  }
+
+  get probabilities(): Tensor | undefined {
+    return this.options.probabilities;
   }
 
   get selectEvery(): number {
@@ -139,6 +143,11 @@ export class ChainDraft implements Draft {
     this.options.keep?.moveRow(from, to);
   }
 
+  park(row: number): void {
+    if (this.options.ownCache) this.options.cache.park(row);
+    this.options.policy.park(row);
+  }
+
   bytesRead(lengths: readonly number[]): number {
     const { model, policy } = this.options;
     const tokens = lengths.reduce((sum, length) => sum + policy.tokensRead(length), 0);
@@ -149,7 +158,5 @@ export class ChainDraft implements Draft {
     this.#one[Symbol.dispose]();
     this.#two?.[Symbol.dispose]();
     this.#lengths[Symbol.dispose]();
-    this.probabilities?.dispose();
-    this.options.policy[Symbol.dispose]();
   }
 }

@@ -1,6 +1,7 @@
 export { BatchState, RowLayout, type SequenceSampling } from "./batch.ts";
 export { ChainDraft, type ChainDraftOptions, type Draft } from "./draft.ts";
 export {
+  type GraphSizes,
   Iteration,
   type IterationOptions,
   type IterationRecord,

@@ -43,6 +43,11 @@ export class RecordBuffers implements Disposable {
     this.#counter = device.alloc([1], "u32");
   }
 
+  /** Enqueues: records are counted from 0 again. */
+  begin(): void {
+    this.#counter.fill(0);
+  }
+
   publish(): void {
     publish({ record: this.record, ring: this.#ring, counter: this.#counter });
   }
@@ -80,33 +85,54 @@ export interface IterationOptions {
   readonly draft: Draft | undefined;
   readonly verifier: Verifier;
   readonly buffers: RecordBuffers;
-  /** Capture each batch size once and replay it; otherwise every iteration is enqueued op by op. */
-  readonly graphs: boolean;
+  /** Capture batch sizes once and replay them; otherwise every iteration is enqueued op by op. */
+  readonly graphs: GraphSizes;
 }
 
 /**
+ * Which batch sizes get a graph. `exact`: each that occurs. `rounded`: the one a run begins with, and below it the sizes 1, 2, 3, 4, 6, 8, 12, 16, ...;
+ * a batch between two takes the next larger, whose last rows are parked. For devices where capturing takes longer than computing a few parked rows.
+ */
+export type GraphSizes = "exact" | "rounded" | "none";
+
+/**
  * A whole iteration, gamma draft steps, verify, accept and publish, as one launch. Graphs are keyed by the batch size: everything else that changes
- * lives in device memory.
+ * lives in device memory, so they serve one run after another.
  */
 export class Iteration implements Disposable {
   readonly #graphs = new Map<number, Graph>();
+  #largest = 0;
 
   constructor(private readonly options: IterationOptions) {}
 
+  /** A new run of `b` rows; captures their graph before it is needed. */
+  begin(b: number): void {
+    this.#largest = b;
+    if (this.options.graphs !== "none") this.#graph(b);
+  }
+
   launch(b: number): void {
-    if (!this.options.graphs) return this.#record(b);
-    this.prepare(b);
-    this.#graphs.get(b)?.launch();
+    if (this.options.graphs === "none") return this.enqueue(b);
+    this.#graph(this.#size(b)).launch();
   }
 
-  /** Captures the graph of a batch size before it is needed. */
-  prepare(b: number): void {
-    if (!this.options.graphs || this.#graphs.has(b)) return;
-    const graph = this.options.device.stream.capture(() => this.#record(b));
-    this.#graphs.set(b, graph);
+  /** The batch size whose graph serves `b` rows. */
+  #size(b: number): number {
+    if (this.options.graphs === "exact" || this.#graphs.has(b)) return b;
+    return Math.min(this.#largest, roundedSize(b));
   }
 
-  #record(b: number): void {
+  #graph(b: number): Graph {
+    let graph = this.#graphs.get(b);
+    if (graph === undefined) {
+      graph = this.options.device.stream.capture(() => this.enqueue(b));
+      this.#graphs.set(b, graph);
+    }
+    return graph;
+  }
+
+  /** Enqueues an iteration op by op. */
+  enqueue(b: number): void {
     const { device, draft, verifier, buffers } = this.options;
     const { stream } = device;
     stream.timestamp(buffers.stamps, 0);
@@ -123,4 +149,11 @@ export class Iteration implements Disposable {
     for (const graph of this.#graphs.values()) graph.dispose();
     this.#graphs.clear();
   }
+}
+
+/** The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `b`: at most half as much again. */
+function roundedSize(b: number): number {
+  const power = 2 ** Math.ceil(Math.log2(b));
+  const between = (power * 3) / 4;
+  return Number.isInteger(between) && between >= b ? between : power;
 }

@@ -43,7 +43,7 @@ async function trace(
   using logits = device.alloc([32, vocabSize], "f32");
   using state = new BatchState(device, batch, chain);
   using buffers = new RecordBuffers(device, batch, chain);
-  const policy = cachePolicies[policyName].create({
+  using policy = cachePolicies[policyName].create({
     device,
     cache,
     queries,
@@ -53,6 +53,8 @@ async function trace(
     window: 8,
     reselectEvery: 16,
   });
+  policy.begin();
+  state.begin(batch);
   const shared = { device, model, workspace, cache, state, rule: "match" as const, logits };
   using draft = new ChainDraft({ ...shared, policy, ownCache });
   const { counts, emitted } = buffers;
@@ -63,7 +65,7 @@ async function trace(
     draft: chain === 0 ? undefined : draft,
     verifier,
     buffers,
-    graphs,
+    graphs: graphs ? "exact" : "none",
   });
   device.trace();
   iteration.launch(batch);

@@ -22,46 +22,73 @@ import { NativeHandle } from "./handle.ts";
 import { Stream } from "./stream.ts";
 import { countElements, describe, type MemoryKind, type Storage, Tensor } from "./tensor.ts";
 
-export type BackendName = "cpu" | "null";
+export type BackendName = Backend;
 export type CpuLevelName = CpuLevel;
 export type ProbeName = ProbeKind;
 
+/** A device as a user names it; "cuda" is the first GPU. */
+export type DeviceName = "auto" | BackendName | `cuda:${number}`;
+
 export interface DeviceOptions {
-  /** "cpu" (the default) computes; "null" records each call and computes nothing. */
-  backend?: BackendName | undefined;
-  /** Threads that compute; all cores that this process may use by default. */
+  /**
+   * "cpu" (the default) and "cuda" compute; "null" records each call and computes nothing; "auto"
+   * is "cuda" where a GPU opens, otherwise "cpu".
+   */
+  backend?: BackendName | "auto" | undefined;
+  /** Which GPU, from 0. */
+  device?: number | undefined;
+  /** CPU: threads that compute; all cores that this process may use by default. */
   threads?: number | undefined;
-  /** Instruction level; the best of this machine by default, or MAGICDEC_CPU_LEVEL. */
+  /** CPU: instruction level; the best of this machine by default, or MAGICDEC_CPU_LEVEL. */
   level?: CpuLevelName | undefined;
 }
 
+/** What does not apply to a device is 0, or empty. */
 export interface DeviceInfo {
   readonly totalMemoryBytes: number;
   readonly availableMemoryBytes: number;
+  /** CPU: threads that compute. */
   readonly threads: number;
+  /** CPU: instruction level. */
   readonly level: CpuLevelName;
-  /** f32 lanes of one vector. */
+  /** CPU: f32 lanes of one vector. */
   readonly lanes: number;
-  /** Whether a bf16 dot-product instruction is used. */
+  /** CPU: whether a bf16 dot-product instruction is used. */
   readonly bf16Dot: boolean;
+  /** GPU: "NVIDIA H200". */
+  readonly name: string;
+  /** GPU: 90 stands for 9.0. */
+  readonly computeCapability: number;
+  /** GPU: streaming multiprocessors. */
+  readonly multiprocessors: number;
+  /** GPU: bytes of its second-level cache. */
+  readonly l2Bytes: number;
+  /** GPU: the newest CUDA version that the driver runs; 13000 stands for 13.0. */
+  readonly driverVersion: number;
 }
 
 export class Device implements Disposable {
   readonly backend: BackendName;
+  /** Which GPU, from 0; 0 elsewhere. */
+  readonly index: number;
+  /** Where "auto" took the CPU: why it took no GPU. */
+  readonly withoutGpu: string | undefined;
   readonly stream: Stream;
   /** @internal */ readonly library: Library;
-  /** @internal */ readonly symbols: NativeLibrary;
+  /** @internal Replaced while ops are timed (profileOps). */ symbols: NativeLibrary;
   /** @internal */ readonly ring: DescriptorRing;
   /** @internal */ readonly context: number;
   /** @internal What is open on this device, in the order it was made. */
   readonly handles = new Set<NativeHandle>();
   #closed = false;
 
-  private constructor(library: Library, backend: BackendName, context: number) {
+  private constructor(library: Library, chosen: Chosen, context: number) {
     this.library = library;
     this.symbols = library.symbols;
     this.ring = library.ring;
-    this.backend = backend;
+    this.backend = chosen.backend;
+    this.index = chosen.device;
+    this.withoutGpu = chosen.withoutGpu;
     this.context = context;
     this.stream = new Stream(this);
   }
@@ -71,23 +98,39 @@ export class Device implements Disposable {
    * machine has not what is asked for.
    */
   static open(options: DeviceOptions = {}): Device {
-    const { backend = "cpu", threads = 0, level = "auto" } = options;
-    requireKey("backend", Backend, backend);
-    requireKey("level", CpuLevel, level);
-    if (!Number.isInteger(threads) || threads < 0 || threads > 1024) {
-      throw refusal("open", "threads from 1 to 1024, or 0 for all cores", `${threads}`);
+    const { backend = "cpu", threads = 0, device = 0 } = options;
+    if (backend !== "auto") requireKey("backend", Backend, backend);
+    requireKey("level", CpuLevel, options.level ?? "auto");
+    requireWhole("threads from 1 to 1024, or 0 for all cores", threads, 1024);
+    requireWhole("a device number from 0 to 1023", device, 1023);
+    if (backend !== "auto") return Device.#open(options, { backend, device });
+    try {
+      return Device.#open(options, { backend: "cuda", device });
+    } catch (error) {
+      if (!isNoGpu(error)) throw error;
+      return Device.#open(options, { backend: "cpu", device: 0, withoutGpu: error.message });
     }
+  }
+
+  static #open({ threads = 0, level = "auto" }: DeviceOptions, chosen: Chosen): Device {
     const library = loadLibrary();
     const { ring, symbols } = library;
     const desc = ring.take();
     const out = ring.take();
-    writeContextDesc(ring, desc, { backend, threads, level });
+    const { backend, device } = chosen;
+    writeContextDesc(ring, desc, { backend, device, threads, level });
     const status = symbols.md_context_create(ring.address + desc, ring.address + out);
     library.check("md_context_create", status);
-    return new Device(library, backend, ring.u32[out >>> 2] as number);
+    return new Device(library, chosen, ring.u32[out >>> 2] as number);
   }
 
-  /** Memory, threads and instruction level as of now. */
+  /** What a report calls it: "cpu v4", "cuda:0 NVIDIA H200". */
+  get label(): string {
+    if (this.backend === "cpu") return `cpu ${this.info.level}`;
+    return this.backend === "cuda" ? `cuda:${this.index} ${this.info.name}` : this.backend;
+  }
+
+  /** What the device is, and its memory as of now. */
   get info(): DeviceInfo {
     const { ring } = this;
     const out = ring.take();
@@ -157,7 +200,7 @@ export class Device implements Disposable {
    * Measures a limit of the device: GB/s (read_bandwidth, over `megabytes` of memory) or GFLOP/s
    * (dot_peak, fma_peak). Waits.
    */
-  probe(kind: ProbeName, megabytes = 256): number {
+  probe(kind: ProbeName, megabytes = probedMegabytes(this.backend)): number {
     requireKey("kind", ProbeKind, kind);
     const { ring } = this;
     const out = ring.take();
@@ -201,9 +244,21 @@ export class Device implements Disposable {
    */
   close(): void {
     if (this.#closed) return;
-    for (const handle of [...this.handles].toReversed()) handle.release();
     this.#closed = true;
-    this.library.check("md_context_destroy", this.symbols.md_context_destroy(this.context));
+    const failures: unknown[] = [];
+    for (const handle of [...this.handles].toReversed()) {
+      try {
+        handle.release();
+      } catch (error) {
+        // A lost GPU refuses to free what is gone with it; the context has to go all the same.
+        failures.push(error);
+      }
+    }
+    const status = this.symbols.md_context_destroy(this.context);
+    for (const handle of this.handles) handle.released = true;
+    this.handles.clear();
+    this.library.check("md_context_destroy", status);
+    if (failures.length > 0) throw failures[0];
   }
 
   [Symbol.dispose](): void {
@@ -243,6 +298,37 @@ export class Device implements Disposable {
     const storage: Storage = { handle, kind, address, bytes, hostBuffer: undefined };
     return storage;
   }
+}
+
+/** The device that was opened. */
+interface Chosen {
+  readonly backend: BackendName;
+  readonly device: number;
+  readonly withoutGpu?: string;
+}
+
+/** "cuda:1" as `Device.open` takes it. */
+export function deviceOptions(name: DeviceName): Pick<DeviceOptions, "backend" | "device"> {
+  const match = /^(auto|cpu|null|cuda)(?::(\d{1,3}))?$/.exec(name);
+  if (match === null || (match[2] !== undefined && match[1] !== "cuda")) {
+    throw refusal("open", "a device of auto, cpu, cuda, cuda:NUMBER or null", `"${name}"`);
+  }
+  return { backend: match[1] as BackendName | "auto", device: Number(match[2] ?? 0) };
+}
+
+/** Whether opening a GPU failed because there is none that can be used. */
+function isNoGpu(error: unknown): error is StatusError {
+  return error instanceof StatusError && ["unavailable", "unsupported"].includes(error.status);
+}
+
+/** Enough memory to read that no cache holds a share of it that counts. */
+function probedMegabytes(backend: BackendName): number {
+  return backend === "cuda" ? 1024 : 256;
+}
+
+function requireWhole(expected: string, value: number, most: number): void {
+  if (Number.isInteger(value) && value >= 0 && value <= most) return;
+  throw refusal("open", expected, `${value}`);
 }
 
 function refusal(op: string, expected: string, got: string): StatusError {

@@ -17,7 +17,9 @@ export {
   type CpuLevelName,
   Device,
   type DeviceInfo,
+  type DeviceName,
   type DeviceOptions,
+  deviceOptions,
   liveHandles,
   type ProbeName,
 } from "./device.ts";
@@ -31,6 +33,7 @@ export * from "./ops/dense.ts";
 export * from "./ops/memory.ts";
 export * from "./ops/sampling.ts";
 export * from "./ops/snapkv.ts";
+export { type OpClass, type OpTime, type OpTimes, profileOps } from "./profile.ts";
 export type { Stream } from "./stream.ts";
 export { type MemoryKind, Tensor } from "./tensor.ts";
 export {

@@ -1,4 +1,4 @@
-// Attention in each of its forms against the f64 reference, on every CPU level of this machine.
+// Attention in each of its forms against the f64 reference, on every backend of this machine.
 
 import { expect, test } from "bun:test";
 import {
@@ -319,12 +319,12 @@ forEachBackend((backend) => {
     );
     for (const view of [undefined, { sinks: 4, window: 252 }]) {
       let wanted: number[] | undefined;
-      for (const threads of [1, 2, 3]) {
+      for (const threads of backend.threadCounts) {
         using device = backend.open({ threads });
         using alone = PagedCache.build(device, random, [subject.kv], c);
         const result = attend(device, alone, c, [subject], view, view !== undefined);
         wanted ??= result;
-        expectSame(result, wanted, `${threads} threads`);
+        expectSame(result, wanted, `${threads ?? "a GPU's"} threads`);
         const batch = [others[0], others[1], subject, others[2], others[3]] as Sequence[];
         const contents = batch.map(({ kv }) => kv);
         using together = PagedCache.build(device, random, contents, c);

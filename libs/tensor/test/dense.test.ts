@@ -1,4 +1,4 @@
-// The dense ops against f64 references, on every CPU level of this machine.
+// The dense ops against f64 references, on every backend of this machine.
 
 import { expect, test } from "bun:test";
 import {
@@ -168,7 +168,7 @@ forEachBackend((backend: TestBackend) => {
       const weight = random.bf16(n * k, 1 / Math.sqrt(k));
       const width = epilogue === "silu_mul" ? n / 2 : n;
       let wanted: number[] | undefined;
-      for (const threads of [1, 2, 3]) {
+      for (const threads of backend.threadCounts) {
         using device = backend.open({ threads });
         using packedWeight = packed(device, weight, n, k);
         using xTensor = bf16(device, x, [rows, k]);
@@ -176,7 +176,7 @@ forEachBackend((backend: TestBackend) => {
         linear({ x: xTensor, weight: packedWeight, out, epilogue });
         const all = readNumbers(out);
         wanted ??= all;
-        expectSame(all, wanted, `${threads} threads`, [rows, width]);
+        expectSame(all, wanted, `${threads ?? "a GPU's"} threads`, [rows, width]);
         for (const m of [1, 2, 3, 4, 6, 7, 8, 12, 16, 17, 31, 32, 33, 63, 64, 65]) {
           const start = random.integer(0, rows - m);
           const part = out.rows(0, m);
@@ -196,7 +196,7 @@ forEachBackend((backend: TestBackend) => {
     const [x, delta, gateUp] = [n, n, 2 * n].map((width) => random.bf16(rows * width));
     const weight = random.bf16(n);
     let wanted: number[][] | undefined;
-    for (const threads of [1, 2, 3]) {
+    for (const threads of backend.threadCounts) {
       using device = backend.open({ threads });
       using weightTensor = bf16(device, weight, [n]);
       using out = device.alloc([rows, n], "bf16");
@@ -215,7 +215,9 @@ forEachBackend((backend: TestBackend) => {
       };
       const all = run(0, rows);
       wanted ??= all;
-      all.forEach((bits, i) => expectSame(bits, wanted?.[i] ?? [], `${threads} threads`));
+      all.forEach((bits, i) =>
+        expectSame(bits, wanted?.[i] ?? [], `${threads ?? "a GPU's"} threads`),
+      );
       for (const [start, end] of [
         [0, 1],
         [33, 34],

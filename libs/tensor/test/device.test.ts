@@ -1,12 +1,13 @@
 // Devices and tensors: memory, views, lifetimes, and what bad input is told.
 
-import { describe, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { bestBackend, expectSame, forEachBackend, readNumbers, repeat } from "@magicdec/testkit";
+import { expectSame, forEachBackend, forEachKind, readNumbers, repeat } from "@magicdec/testkit";
 import {
   add,
   copy,
   Device,
+  deviceOptions,
   type DType,
   fromBf16,
   linear,
@@ -20,20 +21,40 @@ import {
 } from "@magicdec/tensor";
 
 forEachBackend((backend) => {
-  test("info tells the machine and the level", () => {
+  test("info tells what the device is", () => {
     using device = backend.open({ threads: 1 });
-    const { level, threads, lanes, totalMemoryBytes, availableMemoryBytes } = device.info;
-    expect(level).toBe(backend.level);
-    expect(threads).toBe(1);
-    expect([4, 8, 16]).toContain(lanes);
-    expect(availableMemoryBytes).toBeGreaterThan(2 ** 20);
-    expect(totalMemoryBytes).toBeGreaterThanOrEqual(availableMemoryBytes);
+    const { info, label } = device;
+    expect(info.availableMemoryBytes).toBeGreaterThan(2 ** 20);
+    expect(info.totalMemoryBytes).toBeGreaterThanOrEqual(info.availableMemoryBytes);
+    expect(info.level).toBe(backend.level);
+    if (backend.kind === "cuda") {
+      expect(info.computeCapability).toBeGreaterThanOrEqual(80);
+      expect(info.multiprocessors).toBeGreaterThan(0);
+      expect(info.l2Bytes).toBeGreaterThan(0);
+      expect(info.name).not.toBe("");
+      expect(label).toBe(`cuda:0 ${info.name}`);
+    } else {
+      expect(info.threads).toBe(1);
+      expect([4, 8, 16]).toContain(info.lanes);
+      expect(label).toBe(backend.name);
+    }
   });
 });
 
-describe("tensors", () => {
+test("a device by its name; auto is the GPU, or the CPU with the reason", () => {
+  expect(deviceOptions("cuda:12")).toEqual({ backend: "cuda", device: 12 });
+  expect(deviceOptions("cpu")).toEqual({ backend: "cpu", device: 0 });
+  for (const name of ["cpu:1", "cuda:", "gpu", "cuda:x"]) {
+    expect(() => deviceOptions(name as "cpu")).toThrow(/expected a device of auto, cpu, cuda/);
+  }
+  using device = Device.open({ ...deviceOptions("auto"), threads: 1 });
+  if (device.backend === "cuda") expect(device.withoutGpu).toBeUndefined();
+  else expect([device.backend, typeof device.withoutGpu]).toEqual(["cpu", "string"]);
+});
+
+forEachKind((backend) => {
   test("memory is zeroed, 64-byte aligned, and read back as written, for each dtype", () => {
-    using device = bestBackend().open();
+    using device = backend.open();
     const data: Record<DType, TypedArray> = {
       f32: Float32Array.of(1.5, -2, Number.POSITIVE_INFINITY),
       bf16: Uint16Array.of(0x3f80, 0x4000, 0x8000),
@@ -57,7 +78,7 @@ describe("tensors", () => {
   });
 
   test("a write takes its data at the call", () => {
-    using device = bestBackend().open();
+    using device = backend.open();
     using tensor = device.alloc([1 << 16], "i32");
     const data = new Int32Array(1 << 16);
     for (let i = 0; i < 20; i++) {
@@ -69,7 +90,7 @@ describe("tensors", () => {
   });
 
   test("views and rows share memory, and lie inside their tensor", () => {
-    using device = bestBackend().open();
+    using device = backend.open();
     using tensor = device.from(
       Int32Array.from({ length: 12 }, (_, i) => i),
       [3, 4],
@@ -91,7 +112,7 @@ describe("tensors", () => {
   });
 
   test("host memory is live, and its array is emptied when it goes", () => {
-    using device = bestBackend().open();
+    using device = backend.open();
     const host = device.alloc([4], "i32", { kind: "host" });
     const live = host.view([2], { byteOffset: 8 }).hostArray();
     using source = device.from(Int32Array.of(5, 6, 7, 8), [4], "i32");
@@ -104,7 +125,7 @@ describe("tensors", () => {
   });
 
   test("use after dispose is an error that names the tensor; a second dispose is none", () => {
-    using device = bestBackend().open();
+    using device = backend.open();
     using other = device.alloc([2, 3], "bf16");
     const tensor = device.alloc([2, 3], "bf16");
     const view = tensor.rows(0, 1);
@@ -124,7 +145,7 @@ describe("tensors", () => {
 
   test("closing a device frees what is open on it, and a closed device refuses", () => {
     const before = liveHandles();
-    const device = bestBackend().open();
+    const device = backend.open();
     const tensor = device.alloc([8], "bf16", { kind: "host" });
     const event = device.stream.event();
     const live = tensor.hostArray();
@@ -142,43 +163,8 @@ describe("tensors", () => {
     tensor.dispose();
   });
 
-  test("under MAGICDEC_DEBUG=leaks, what is collected without dispose is reported", async () => {
-    const script = `
-      import { Device } from "./src/index.ts";
-      const device = Device.open({ backend: "null" });
-      for (let i = 0; i < 100; i++) device.alloc([7, i + 1], "f32");
-      device.alloc([9, 9], "f32").dispose();
-      for (let i = 0; i < 10; i++) { Bun.gc(true); await Bun.sleep(5); }
-      device.close();`;
-    const child = Bun.spawn([process.execPath, "-e", script], {
-      cwd: join(import.meta.dir, ".."),
-      env: { ...Bun.env, MAGICDEC_DEBUG: "leaks" },
-      stdout: "pipe",
-      stderr: "pipe",
-    });
-    const [err] = await Promise.all([child.stderr.text(), child.stdout.text()]);
-    expect(await child.exited, err).toBe(0);
-    expect(err).toMatch(/tensor f32 \(7, \d+\) was collected without dispose\(\); made by/);
-    expect(err).not.toContain("tensor f32 (9, 9)");
-  });
-
-  test("bf16 rounds to nearest even and keeps NaN and infinity", () => {
-    const x = Float32Array.of(1, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -8 + 2 ** -20, 3.4e38);
-    const odd = Float32Array.of(Number.NaN, Number.NEGATIVE_INFINITY, -0);
-    expect([...toBf16(x)]).toEqual([0x3f80, 0x3f80, 0x3f82, 0x3f81, 0x7f80]);
-    expectSame(roundToBf16(odd), odd, "NaN, -inf and -0");
-    const all = Uint16Array.from({ length: 2 ** 16 }, (_, i) => i);
-    const back = toBf16(fromBf16(all));
-    const isNaN = (bits: number) => (bits & 0x7f80) === 0x7f80 && (bits & 0x7f) !== 0;
-    all.forEach((bits, i) => {
-      expect(back[i] === bits || (isNaN(bits) && isNaN(back[i] as number))).toBe(true);
-    });
-  });
-});
-
-describe("messages", () => {
-  test("what was expected, what came", () => {
-    using device = bestBackend().open();
+  test("messages: what was expected, what came", () => {
+    using device = backend.open();
     using x = device.alloc([2, 64], "bf16");
     using f32 = device.alloc([2, 64], "f32");
     using short = device.alloc([2, 63], "bf16");
@@ -210,5 +196,38 @@ describe("messages", () => {
     ];
     for (const [message, call] of bad) expect(call).toThrow(message);
     for (const [, call] of bad) expect(call).toThrow(StatusError);
+  });
+});
+
+test("under MAGICDEC_DEBUG=leaks, what is collected without dispose is reported", async () => {
+  const script = `
+    import { Device } from "./src/index.ts";
+    const device = Device.open({ backend: "null" });
+    for (let i = 0; i < 100; i++) device.alloc([7, i + 1], "f32");
+    device.alloc([9, 9], "f32").dispose();
+    for (let i = 0; i < 10; i++) { Bun.gc(true); await Bun.sleep(5); }
+    device.close();`;
+  const child = Bun.spawn([process.execPath, "-e", script], {
+    cwd: join(import.meta.dir, ".."),
+    env: { ...Bun.env, MAGICDEC_DEBUG: "leaks" },
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [err] = await Promise.all([child.stderr.text(), child.stdout.text()]);
+  expect(await child.exited, err).toBe(0);
+  expect(err).toMatch(/tensor f32 \(7, \d+\) was collected without dispose\(\); made by/);
+  expect(err).not.toContain("tensor f32 (9, 9)");
+});
+
+test("bf16 rounds to nearest even and keeps NaN and infinity", () => {
+  const x = Float32Array.of(1, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -8 + 2 ** -20, 3.4e38);
+  const odd = Float32Array.of(Number.NaN, Number.NEGATIVE_INFINITY, -0);
+  expect([...toBf16(x)]).toEqual([0x3f80, 0x3f80, 0x3f82, 0x3f81, 0x7f80]);
+  expectSame(roundToBf16(odd), odd, "NaN, -inf and -0");
+  const all = Uint16Array.from({ length: 2 ** 16 }, (_, i) => i);
+  const back = toBf16(fromBf16(all));
+  const isNaN = (bits: number) => (bits & 0x7f80) === 0x7f80 && (bits & 0x7f) !== 0;
+  all.forEach((bits, i) => {
+    expect(back[i] === bits || (isNaN(bits) && isNaN(back[i] as number))).toBe(true);
   });
 });

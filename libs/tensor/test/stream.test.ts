@@ -1,13 +1,12 @@
 // Streams, graphs, events, timestamps: the same rules on every backend.
 
 import { describe, expect, test } from "bun:test";
-import { bestBackend, bf16, expectSame, int32, Random, readNumbers } from "@magicdec/testkit";
+import { bf16, expectSame, forEachKind, int32, Random, readNumbers } from "@magicdec/testkit";
 import {
   add,
   allocWeight,
   copy,
   Device,
-  type DeviceOptions,
   linear,
   packedWeightBytes,
   positions,
@@ -16,11 +15,6 @@ import {
   type Tensor,
   weightPack,
 } from "@magicdec/tensor";
-
-const backends: Record<string, () => Device> = {
-  cpu: () => bestBackend().open(),
-  null: () => Device.open({ backend: "null" } satisfies DeviceOptions),
-};
 
 /** The StatusError that `call` throws. */
 function refusal(call: () => unknown): StatusError {
@@ -33,7 +27,8 @@ function refusal(call: () => unknown): StatusError {
   throw new Error("expected a StatusError, nothing was thrown");
 }
 
-describe.each(Object.entries(backends))("%s", (_, open) => {
+/** What holds on every backend, whether it computes or records. */
+function rules(open: () => Device): void {
   test("inside a capture, a call that allocates, reads or waits is refused by name", () => {
     using device = open();
     using x = device.alloc([64], "bf16");
@@ -86,92 +81,98 @@ describe.each(Object.entries(backends))("%s", (_, open) => {
     }
     event.wait();
   });
-});
+}
 
-test("a graph replayed is the ops run again, with what device memory holds at the time", () => {
-  using device = bestBackend().open();
-  const random = new Random();
-  const [rows, n] = [4, 192];
-  const values = random.bf16(n * n, 1 / Math.sqrt(n));
-  const x = random.bf16(rows * n);
-  using weightSource = device.from(values, [n, n], "bf16");
-  const weight = allocWeight(device, n, n);
-  using _weightData = weight.data;
-  weightPack({ source: weightSource, weight });
-  const step = (state: Tensor, next: Tensor) => {
-    linear({ x: state, weight, out: next, residual: state });
-    copy({ source: next, out: state });
-  };
-  using eager = bf16(device, x, [rows, n]);
-  using eagerNext = device.alloc([rows, n], "bf16");
-  using replayed = bf16(device, x, [rows, n]);
-  using replayedNext = device.alloc([rows, n], "bf16");
-  using graph = device.stream.capture(() => step(replayed, replayedNext));
-  expectSame(replayed.read(), eager.read(), "capturing runs nothing");
-  for (let i = 0; i < 5; i++) {
+describe("null", () => rules(() => Device.open({ backend: "null" })));
+
+forEachKind((backend) => {
+  rules(() => backend.open());
+
+  test("a graph replayed is the ops run again, with what device memory holds at the time", () => {
+    using device = backend.open();
+    const random = new Random();
+    const [rows, n] = [4, 192];
+    const values = random.bf16(n * n, 1 / Math.sqrt(n));
+    const x = random.bf16(rows * n);
+    using weightSource = device.from(values, [n, n], "bf16");
+    const weight = allocWeight(device, n, n);
+    using _weightData = weight.data;
+    weightPack({ source: weightSource, weight });
+    const step = (state: Tensor, next: Tensor) => {
+      linear({ x: state, weight, out: next, residual: state });
+      copy({ source: next, out: state });
+    };
+    using eager = bf16(device, x, [rows, n]);
+    using eagerNext = device.alloc([rows, n], "bf16");
+    using replayed = bf16(device, x, [rows, n]);
+    using replayedNext = device.alloc([rows, n], "bf16");
+    using graph = device.stream.capture(() => step(replayed, replayedNext));
+    expectSame(replayed.read(), eager.read(), "capturing runs nothing");
+    for (let i = 0; i < 5; i++) {
+      step(eager, eagerNext);
+      graph.launch();
+    }
+    expectSame(replayed.read(), eager.read(), "five steps");
+    replayed.write(eagerNext.read());
+    graph.launch();
     step(eager, eagerNext);
-    graph.launch();
-  }
-  expectSame(replayed.read(), eager.read(), "five steps");
-  replayed.write(eagerNext.read());
-  graph.launch();
-  step(eager, eagerNext);
-  expectSame(replayedNext.read(), eagerNext.read(), "after a write");
-  expect(weight.data.bytes).toBe(packedWeightBytes(device, n, n));
-});
+    expectSame(replayedNext.read(), eagerNext.read(), "after a write");
+    expect(weight.data.bytes).toBe(packedWeightBytes(device, n, n));
+  });
 
-test("lengths move on inside a graph, and the host follows through a ring and an event", () => {
-  using device = bestBackend().open();
-  const slots = 4;
-  using lens = int32(device, [10, 20]);
-  using at = device.alloc([2], "i32");
-  using kvLen = device.alloc([2], "i32");
-  using ring = device.alloc([slots, 8], "u8", { kind: "host" });
-  using counter = device.alloc([1], "u32", { kind: "host" });
-  using event = device.stream.event();
-  using graph = device.stream.capture(() => {
-    positions({ lens, positions: at, kvLen, offset: 0 });
-    copy({ source: kvLen, out: lens });
-    publish({ record: lens.view([8], { dtype: "u8" }), ring, counter });
+  test("lengths move on inside a graph, and the host follows through a ring and an event", () => {
+    using device = backend.open();
+    const slots = 4;
+    using lens = int32(device, [10, 20]);
+    using at = device.alloc([2], "i32");
+    using kvLen = device.alloc([2], "i32");
+    using ring = device.alloc([slots, 8], "u8", { kind: "host" });
+    using counter = device.alloc([1], "u32", { kind: "host" });
+    using event = device.stream.event();
+    using graph = device.stream.capture(() => {
+      positions({ lens, positions: at, kvLen, offset: 0 });
+      copy({ source: kvLen, out: lens });
+      publish({ record: lens.view([8], { dtype: "u8" }), ring, counter });
+      event.record();
+    });
+    const seen = ring.view([slots, 2], { dtype: "i32" }).hostArray();
+    const count = counter.hostArray();
+    for (let i = 0; i < 10; i++) {
+      graph.launch();
+      event.wait();
+      expect(count[0]).toBe(i + 1);
+      expect([...seen.subarray((i % slots) * 2, (i % slots) * 2 + 2)]).toEqual([11 + i, 21 + i]);
+    }
+  });
+
+  test("an event can be waited for while later work still runs", () => {
+    using device = backend.open();
+    using big = device.alloc([1 << 24], "bf16");
+    using flag = device.alloc([1], "u32", { kind: "host" });
+    using one = device.from(new Uint32Array([1]), [1], "u32");
+    using event = device.stream.event();
+    copy({ source: one, out: flag });
     event.record();
-  });
-  const seen = ring.view([slots, 2], { dtype: "i32" }).hostArray();
-  const count = counter.hostArray();
-  for (let i = 0; i < 10; i++) {
-    graph.launch();
+    for (let i = 0; i < 5; i++) add({ a: big, b: big, out: big });
     event.wait();
-    expect(count[0]).toBe(i + 1);
-    expect([...seen.subarray((i % slots) * 2, (i % slots) * 2 + 2)]).toEqual([11 + i, 21 + i]);
-  }
-});
-
-test("an event can be waited for while later work still runs", () => {
-  using device = bestBackend().open();
-  using big = device.alloc([1 << 24], "bf16");
-  using flag = device.alloc([1], "u32", { kind: "host" });
-  using one = device.from(new Uint32Array([1]), [1], "u32");
-  using event = device.stream.event();
-  copy({ source: one, out: flag });
-  event.record();
-  for (let i = 0; i < 5; i++) add({ a: big, b: big, out: big });
-  event.wait();
-  expect(flag.hostArray()[0]).toBe(1);
-});
-
-test("timestamps rise, inside a graph too", () => {
-  using device = bestBackend().open();
-  using x = device.alloc([1 << 20], "bf16");
-  using times = device.alloc([3], "f64");
-  using graph = device.stream.capture(() => {
-    device.stream.timestamp(times, 0);
-    add({ a: x, b: x, out: x });
-    device.stream.timestamp(times, 1);
+    expect(flag.hostArray()[0]).toBe(1);
   });
-  graph.launch();
-  device.stream.timestamp(times, 2);
-  const [start, middle, end] = readNumbers(times) as [number, number, number];
-  expect(middle).toBeGreaterThan(start);
-  expect(end).toBeGreaterThanOrEqual(middle);
-  expect(() => device.stream.timestamp(times, 3)).toThrow(/element of an f64 tensor/);
-  expect(() => device.stream.timestamp(x, 0)).toThrow(/element of an f64 tensor/);
+
+  test("timestamps rise, inside a graph too", () => {
+    using device = backend.open();
+    using x = device.alloc([1 << 20], "bf16");
+    using times = device.alloc([3], "f64");
+    using graph = device.stream.capture(() => {
+      device.stream.timestamp(times, 0);
+      add({ a: x, b: x, out: x });
+      device.stream.timestamp(times, 1);
+    });
+    graph.launch();
+    device.stream.timestamp(times, 2);
+    const [start, middle, end] = readNumbers(times) as [number, number, number];
+    expect(middle).toBeGreaterThan(start);
+    expect(end).toBeGreaterThanOrEqual(middle);
+    expect(() => device.stream.timestamp(times, 3)).toThrow(/element of an f64 tensor/);
+    expect(() => device.stream.timestamp(x, 0)).toThrow(/element of an f64 tensor/);
+  });
 });

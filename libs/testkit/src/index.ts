@@ -2,7 +2,7 @@
 // with known contents.
 
 export * from "./arrays.ts";
-export { bestBackend, computingBackends, forEachBackend, type TestBackend } from "./backends.ts";
+export { bestCpu, forEachBackend, forEachKind, type TestBackend } from "./backends.ts";
 export { type Closeness, expectClose, expectSame, largestDifference, seedNote } from "./close.ts";
 export { PagedCache, type PagedOptions, randomKv, tokensOf, unrotated } from "./paged.ts";
 export { Random, testSeed } from "./random.ts";

@@ -15,6 +15,7 @@ const poolingKernel = 5;
 class SnapKv implements CachePolicy {
   readonly name = "snapkv";
   readonly sinkViewTokens = 0;
+  readonly selects = true;
   readonly selectEvery: number;
   readonly #context: PolicyContext;
   readonly #queries: QueryRing;
@@ -35,7 +36,6 @@ class SnapKv implements CachePolicy {
     this.selectEvery = context.reselectEvery;
     const selected = budget - window;
     this.#compact = new PagedKv(device, compactOptions(cache.options, batch, selected));
-    for (let row = 0; row < batch; row++) this.#compact.ensure(row, selected);
     const { kvHeads, maxPagesPerSequence, pageSize } = cache.options;
     const maxTokens = maxPagesPerSequence * pageSize;
     this.#prefixLen = device.alloc([batch], "i32");
@@ -93,6 +93,15 @@ class SnapKv implements CachePolicy {
     }
   }
 
+  begin(): void {
+    const { batch, budget, window } = this.#context;
+    for (let row = 0; row < batch; row++) this.#compact.ensure(row, budget - window);
+  }
+
+  park(row: number): void {
+    for (const tensor of [this.#prefixLen, this.#tailStart]) tensor.write(Int32Array.of(0), row);
+  }
+
   moveRow(from: number, to: number): void {
     this.#compact.release(to);
     this.#compact.moveRow(from, to);
@@ -124,6 +133,7 @@ function compactOptions(
   const pagesPerRow = Math.ceil(selectedTokens / pageSize);
   return {
     ...cache,
+    parking: false,
     pageSize,
     batch,
     pages: batch * pagesPerRow,
@@ -133,7 +143,6 @@ function compactOptions(
 
 export const snapkv: CachePolicyFactory = {
   name: "snapkv",
-  observesQueries: true,
   validate({ budget, window, reselectEvery }) {
     if (window < 1 || window >= budget) {
       return (
@@ -149,7 +158,8 @@ export const snapkv: CachePolicyFactory = {
   bytes({ budget, window }, cache) {
     const scratch = 2 * 4 * cache.kvHeads * cache.maxPagesPerSequence * cache.pageSize;
     const { batch } = cache;
-    return pagedKvBytes(compactOptions(cache, batch, budget - window)) + batch * scratch;
+    const selected = Math.max(0, budget - window);
+    return pagedKvBytes(compactOptions(cache, batch, selected)) + batch * scratch;
   },
   create: (context) => new SnapKv(context),
 };

@@ -7,7 +7,6 @@ import type { CachePolicyFactory } from "../policy.ts";
  */
 export const streaming: CachePolicyFactory = {
   name: "streaming",
-  observesQueries: false,
   validate: ({ budget, sinks }) =>
     sinks >= 0 && sinks < budget
       ? undefined
@@ -19,10 +18,13 @@ export const streaming: CachePolicyFactory = {
     return {
       name: "streaming",
       sinkViewTokens: budget,
+      selects: false,
       selectEvery: Number.POSITIVE_INFINITY,
       view: () => view,
       select() {},
+      begin() {},
       moveRow() {},
+      park() {},
       tokensRead: (length) => Math.min(length, budget),
       [Symbol.dispose]() {},
     };

@@ -8,7 +8,9 @@ import {
   writeRopeAppendDesc,
   writeRopeTableDesc,
 } from "@magicdec/abi";
-import type { KvCacheRef } from "../kv.ts";
+import type { Device } from "../device.ts";
+import type { DType } from "../dtype.ts";
+import type { KvCacheRef, KvGeometry } from "../kv.ts";
 import type { Tensor } from "../tensor.ts";
 
 export interface PositionsOp {
@@ -156,6 +158,57 @@ export function attentionWorkspaceBytes(op: Omit<AttentionOp, "workspace">): num
   const status = symbols.md_attention_workspace(context, ring.address + slot, ring.address + out);
   device.check("md_attention_workspace", status);
   return ring.f64[out >>> 3] as number;
+}
+
+/** Shapes of an attention that has no tensors yet. */
+export interface AttentionShape {
+  readonly rows: number;
+  readonly heads: number;
+  readonly batch: number;
+  /** Columns of the block table. */
+  readonly maxPages: number;
+  readonly cache: KvGeometry;
+  /** Whether a prefix cache of the same geometry and table is read before the tail. */
+  readonly prefix: boolean;
+}
+
+/** The same before anything is allocated, for memory plans. */
+export function plannedAttentionWorkspaceBytes(device: Device, shape: AttentionShape): number {
+  const { rows, heads, batch, maxPages, cache, prefix } = shape;
+  const { ring, symbols, context } = device;
+  const slot = ring.take();
+  const out = ring.take();
+  const q = planned([rows, heads, cache.headDim], "bf16");
+  const perSequence = planned([batch], "i32");
+  const blockTable = planned([batch, maxPages], "i32");
+  const pool = { ...cache, data: { address: 0 } };
+  writeAttentionDesc(ring, slot, {
+    q,
+    out: q,
+    qStart: planned([batch + 1], "i32"),
+    kvLen: perSequence,
+    blockTable,
+    ...(prefix && {
+      prefixCache: pool,
+      prefixTable: blockTable,
+      prefixLen: perSequence,
+      tailStart: perSequence,
+    }),
+    workspace: noWorkspace,
+    cache: pool,
+    layer: 0,
+    prefixLayer: 0,
+    sinks: 0,
+    window: 0,
+    scale: 1,
+  });
+  const status = symbols.md_attention_workspace(context, ring.address + slot, ring.address + out);
+  device.check("md_attention_workspace", status);
+  return ring.f64[out >>> 3] as number;
+}
+
+function planned(shape: readonly number[], dtype: DType) {
+  return { address: 0, shape, dtype };
 }
 
 const noWorkspace = { address: 0, shape: [], dtype: "u8" } as const;

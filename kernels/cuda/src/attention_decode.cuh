@@ -1,0 +1,94 @@
+// What the two halves of the decode attention kernel share: its parameters, its shared memory and the work that the
+// loading warp hands to the others.
+#pragma once
+#include "attention_plan.cuh"
+#include "layout.cuh"
+
+namespace md {
+
+struct AttentionDecodeParams {
+  const bf16* q;                // (rows, h, d)
+  const bf16* q_sink;           // (rows, h, d); q where there is no other
+  bf16* out;                    // (rows, h, d)
+  const int32_t* q_start;       // (b + 1)
+  const int32_t* kv_len;        // (b)
+  const int32_t* block_table;   // (b, max_pages)
+  const int32_t* prefix_table;  // optional (b, max_prefix_pages)
+  const int32_t* prefix_len;    // optional (b)
+  const int32_t* tail_start;    // optional (b)
+  const int32_t* indices;       // optional (b, h_kv, index_stride)
+  float* partials;              // (blocks, slots) partials
+  uint32_t* tickets;            // (2, blocks) zeros, left as zeros: cut groups, then jobs, by the block they begin in
+  KvCache cache, prefix_cache;
+  uint32_t layer, prefix_layer, sinks, window;
+  uint32_t sequences, heads, max_pages, max_prefix_pages, index_stride;
+  uint32_t slots;  // of one block
+  float scale_log2;
+  uint32_t reserved;
+};
+static_assert(sizeof(AttentionDecodeParams) == 208);
+
+/// kRowTiles x kRowWarps tiles of 16 query rows go over K and V together. kRowWarps times four warps compute: a warp has
+/// kRowTiles tiles, and with its three neighbours shares out first the tokens of a tile, then the columns of V.
+template <int kDim_, int kRowTiles_, int kRowWarps_, int kSlots_, int kBlocks_>
+struct DecodeShape {
+  static constexpr int kDim = kDim_, kRowTiles = kRowTiles_, kRowWarps = kRowWarps_;
+  static constexpr int kSlots = kSlots_;    // tiles of K or V in shared memory
+  static constexpr int kBlocks = kBlocks_;  // on one multiprocessor
+  static constexpr int kRows = 16 * kRowTiles * kRowWarps;
+  static constexpr int kConsumers = 128 * kRowWarps, kThreads = kConsumers + 32;
+  static constexpr int kColumns = kDim / 4, kColumnTiles = kColumns / 8;  // of one warp
+  static constexpr int kSteps = kDim / 16;                                // of 16 along d
+  static constexpr int kTileBytes = kKvTile * kDim * 2;
+};
+
+/// Chunks [begin, end) of a job: what one block does of it.
+struct Run {
+  Job job;
+  uint32_t begin, end;  // end is 0 after the last run
+  uint32_t head;        // KV head
+  uint32_t first_row;   // the sequence's first new row
+  uint32_t row, rows;   // of the sequence's packed rows (new row, head in group), those of this job
+  uint32_t position;    // of the sequence's first new row
+  uint32_t prefix_tokens;
+  uint32_t start, length;  // tokens of the main cache that any row reads
+};
+static_assert(sizeof(Run) == 56);
+
+constexpr int kRuns = 4;
+
+template <class Shape>
+struct DecodeShared {
+  alignas(1024) uint8_t tiles[Shape::kSlots][Shape::kTileBytes];
+  alignas(128) uint8_t weights[Shape::kRowWarps][Shape::kRowTiles * 16 * kKvTile * 2];
+  float4 maxima[Shape::kRowWarps][Shape::kRowTiles * 16];  // of a row, by warp
+  uint64_t full[Shape::kSlots], empty[Shape::kSlots];
+  uint64_t run_full[kRuns], run_empty[kRuns];
+  Run runs[kRuns];
+  Cut cut;
+  uint32_t is_last;
+};
+
+/// A place in a ring, and the parity of its barriers.
+template <int kSize>
+struct Place {
+  uint32_t index = 0, parity = 0;
+
+  __device__ __forceinline__ void next() {
+    if (++index == kSize) index = 0, parity ^= 1;
+  }
+};
+
+/// Byte offset of 16-byte chunk c of a panel in a tile.
+template <int kDim>
+__device__ __forceinline__ uint32_t chunk_offset(uint32_t token, uint32_t panel, uint32_t c) {
+  if (kDim % 64 != 0 && panel == kDim / 64) return panel * 8192 + token * 64 + ((c ^ (token / 2 % 4)) * 16);
+  return panel * 8192 + token * 128 + ((c ^ (token % 8)) * 16);
+}
+
+/// Tokens of the main cache that a row at `position` reads: [start, position].
+__device__ __forceinline__ bool slides(const AttentionDecodeParams& p, uint32_t position) {
+  return position + 1 > p.sinks + p.window;
+}
+
+}  // namespace md

@@ -1,0 +1,145 @@
+//! The tuning table of the CUDA backend: a section an op, a reason beside each number.
+const std = @import("std");
+
+/// src/attention_prefill.cu: the numbers are its PrefillShape. Figures are TFLOP/s, causal, of 32
+/// query heads on 8 KV heads and one sequence: one run on one H200, so 2 % apart may mean nothing.
+pub const attention_prefill = struct {
+    /// Q comes in panels of one warpgroup's rows and 128 bytes.
+    pub const box_rows = 64;
+    pub const box_columns = 64;
+    /// Blocks at work at a time read the cache of so many KV heads, which should stay in the L2. 1, 2,
+    /// 4 and 8 give 627, 616, 635 and 622 at 16K tokens, 643, 637, 651 and 643 at 64K.
+    pub const kv_heads_together = 4;
+
+    pub const Shape = struct {
+        /// Of 64 rows each; one's softmax runs under the others' products. One more only loads.
+        warpgroups: u32,
+        /// Tokens of one softmax step.
+        tokens: u32 = 128,
+        /// Tiles of K and of V in shared memory.
+        stages: u32,
+
+        pub fn rows(shape: Shape) u32 {
+            return shape.warpgroups * 64;
+        }
+
+        pub fn threads(shape: Shape) u32 {
+            return (shape.warpgroups + 1) * 128;
+        }
+
+        /// Q, the stages of K and V, the barriers, and alignment.
+        pub fn sharedBytes(shape: Shape, head_dim: u32) u32 {
+            const vectors = shape.rows() + 2 * shape.stages * shape.tokens;
+            return vectors * head_dim * @sizeOf(u16) + 2 * 1024;
+        }
+    };
+
+    /// Head dim 64: a third warpgroup fits the registers, and the exponentials, which take as long
+    /// as the products there, gain by it: 513 at 64K, two give 465.
+    pub const head_dim_64: Shape = .{ .warpgroups = 3, .stages = 3 };
+    /// Head dim 128: a third warpgroup would leave room for steps of 64 tokens only: 619 at 64K
+    /// against 623, and 518 against 563 at 4K. Three stages, with Q in registers: 622, and 602
+    /// against 614 at 16K.
+    pub const head_dim_128: Shape = .{ .warpgroups = 2, .stages = 2 };
+};
+
+/// src/linear_skinny.cu: up to 16 rows. Microseconds of the four layers of Llama-3.1-8B (436 MB) in a
+/// chain on one H200: 105 at 1 and 8 rows, 112 at 16, where the reads alone take 95.
+pub const linear_skinny = struct {
+    /// More rows are linear_tiled's.
+    pub const most_rows = 16;
+    /// One for each segment of k.
+    pub const warps = 8;
+    /// A pass takes all that a block has, up to three (384 units of qkv over 132 blocks), so that x is
+    /// read once: 109 us where every unit is a pass of its own give 112.
+    pub const most_units = 3;
+    /// Where a block has more.
+    pub const units_of_many = 2;
+
+    /// Slabs of a warp in flight. At 8 rows five, 160 KB a block, give 105 us, three 109; at 16 rows x
+    /// takes the room of two.
+    fn ring(tokens: u32) u32 {
+        return if (tokens == 8) 5 else 3;
+    }
+
+    /// SkinnyShared of src/linear_skinny.cu.
+    pub fn sharedBytes(tokens: u32, units: u32, silu_mul: bool) u32 {
+        const slabs: u32 = units * @as(u32, if (silu_mul) 2 else 1);
+        const weights = warps * ring(tokens) * 16 * 128 * @sizeOf(u16);
+        const x = warps * 2 * tokens * 128 * @sizeOf(u16);
+        const sums = 2 * warps * slabs * tokens * 16 * @sizeOf(f32);
+        const barriers = warps * ring(tokens) * @sizeOf(u64);
+        return std.mem.alignForward(u32, weights + x + sums + barriers, 1024);
+    }
+};
+
+/// src/linear_tiled.cu: the numbers are its TiledShape.
+pub const linear_tiled = struct {
+    /// Weight rows of a tile: two warpgroups of 64.
+    pub const tile_rows = 128;
+    pub const box_columns = 64;
+    pub const threads = 384;
+    /// Token tiles computed next to each other: with up to 24 of them the tokens of a band stay in
+    /// the L2, 560 TFLOP/s at 4096 rows, where 48 give 542.
+    pub const band = 24;
+
+    pub const Shape = struct {
+        tokens: u32,
+        /// Of 128 weight rows x 128 k, and of the tokens x 64 k. In all what a block may have:
+        /// 160 KB of weights in flight fill the memory's latency, with many tokens the two rings
+        /// last equally long.
+        weight_stages: u32,
+        token_stages: u32,
+        /// What 128 k of a tile take, and what adding up tiles that are cut between blocks takes: one
+        /// H200, 32 to 512 rows.
+        slab_ns: u32,
+        split_ns: u32,
+
+        pub fn sharedBytes(shape: Shape) u32 {
+            const weights = shape.weight_stages * tile_rows * 128 * @sizeOf(u16);
+            const x = shape.token_stages * shape.tokens * box_columns * @sizeOf(u16);
+            const turn = 8 * 16 * 16 * @sizeOf(f32);
+            const barriers = (shape.weight_stages + shape.token_stages) * 2 * @sizeOf(u64);
+            return weights + x + turn + barriers + 1024;
+        }
+    };
+
+    /// 192 tokens, whose sums fill the registers, were slower at every number of rows.
+    pub const shapes = [_]Shape{
+        .{ .tokens = 32, .weight_stages = 5, .token_stages = 12, .slab_ns = 620, .split_ns = 9000 },
+        .{ .tokens = 64, .weight_stages = 5, .token_stages = 6, .slab_ns = 620, .split_ns = 11000 },
+        .{ .tokens = 128, .weight_stages = 4, .token_stages = 5, .slab_ns = 800, .split_ns = 16000 },
+    };
+};
+
+/// src/attention_decode.cu: the numbers are its Shapes.
+pub const attention_decode = struct {
+    pub const Shape = struct {
+        /// Packed (row, query head) pairs of one KV head that a block takes together.
+        rows: u32,
+        /// Two hide each other's barriers and ends of items; 32 rows' warps have the registers of one.
+        blocks_per_sm: u32,
+
+        /// Four warps for every 16 rows, and one that loads.
+        pub fn threads(shape: Shape) u32 {
+            return shape.rows / 16 * 128 + 32;
+        }
+
+        /// All that a block may have of the 228 KB: its tiles in flight fill it.
+        pub fn sharedBytes(shape: Shape) u32 {
+            return 228 * 1024 / shape.blocks_per_sm - 1024;
+        }
+
+        /// Unnormalised output, maximum and sum of each row.
+        pub fn partialBytes(shape: Shape, head_dim: u32) u32 {
+            return shape.rows * (head_dim + 2) * @sizeOf(f32);
+        }
+    };
+
+    /// The least that holds the rows of a sequence: padding costs registers and time. Which one is
+    /// taken changes no bit. 32 x 16384 tokens: 4.4 TB/s with 16 rows, 4.3 with 32.
+    pub const shapes = [2]Shape{
+        .{ .rows = 16, .blocks_per_sm = 2 },
+        .{ .rows = 32, .blocks_per_sm = 1 },
+    };
+};
