@@ -30,56 +30,6 @@ __device__ __forceinline__ uint32_t scan_lanes(uint32_t x) {
   return x;
 }
 
-/// The work of one sequence, in a lane.
-struct Sequence {
-  uint32_t first_row, position, length, prefix_tokens, start;
-  uint32_t row_blocks;  // 0 where there is nothing to do
-  uint32_t jobs;        // of row_blocks and KV heads
-
-  __device__ __forceinline__ uint32_t prefix_tiles() const { return ceil_div(prefix_tokens, kKvTile); }
-  __device__ __forceinline__ uint32_t main_first() const { return start / kKvTile; }
-  __device__ __forceinline__ uint32_t main_tiles() const {
-    return start < length ? ceil_div(length, kKvTile) - main_first() : 0;
-  }
-  __device__ __forceinline__ uint32_t tiles() const { return prefix_tiles() + main_tiles(); }
-
-  template <int kRows>
-  __device__ __forceinline__ static Sequence read(const AttentionDecodeParams& p, uint32_t s) {
-    Sequence x = {};
-    if (s >= p.sequences) return x;
-    const int32_t begin = __ldcg(p.q_start + s), end = __ldcg(p.q_start + s + 1), length = __ldcg(p.kv_len + s);
-    const int32_t listed = p.prefix_len == nullptr ? 0 : __ldcg(p.prefix_len + s);
-    const int32_t tail = p.prefix_len == nullptr ? 0 : __ldcg(p.tail_start + s);
-    if (end <= begin || length < end - begin) return x;
-    x.first_row = begin;
-    x.length = length;
-    x.position = length - (end - begin);
-    x.prefix_tokens = max(listed, 0);
-    x.start = min(max(tail, 0), length);
-    if (p.window > 0) {
-      x.prefix_tokens = slides(p, length - 1) ? p.sinks : 0;
-      x.start = slides(p, x.position) ? x.position + 1 - p.window : 0;
-    }
-    if (x.tiles() == 0) return x;
-    x.row_blocks = ceil_div(uint32_t(end - begin) * (p.heads / p.cache.kv_heads), kRows);
-    x.jobs = x.row_blocks * p.cache.kv_heads;
-    return x;
-  }
-
-  /// The one that another lane holds.
-  __device__ __forceinline__ Sequence from(uint32_t lane) const {
-    Sequence x;
-    x.first_row = __shfl_sync(~0u, first_row, lane);
-    x.position = __shfl_sync(~0u, position, lane);
-    x.length = __shfl_sync(~0u, length, lane);
-    x.prefix_tokens = __shfl_sync(~0u, prefix_tokens, lane);
-    x.start = __shfl_sync(~0u, start, lane);
-    x.row_blocks = __shfl_sync(~0u, row_blocks, lane);
-    x.jobs = __shfl_sync(~0u, jobs, lane);
-    return x;
-  }
-};
-
 template <class Shape>
 struct Loader {
   static constexpr uint32_t kDim = Shape::kDim;
@@ -91,8 +41,11 @@ struct Loader {
   Place<kRuns> run_slot;
 
   __device__ __forceinline__ void work() {
-    Sequence mine = Sequence::read<Shape::kRows>(p, lane);
+    const Sequence mine = Sequence::read<Shape::kRows>(p, lane);
+    shared.sequences[lane] = mine;
+    __syncwarp();
     uint32_t total = sum_lanes(mine.tiles() * mine.jobs);
+#pragma unroll 1
     for (uint32_t s = kLanes; s < p.sequences; s += kLanes) {
       const Sequence more = Sequence::read<Shape::kRows>(p, s + lane);
       total += sum_lanes(more.tiles() * more.jobs);
@@ -101,52 +54,60 @@ struct Loader {
     if (lane == 0) shared.cut = cut;
     const uint32_t begin = cut.begin(blockIdx.x), end = cut.begin(blockIdx.x + 1);
     uint32_t before = 0;
+#pragma unroll 1
     for (uint32_t s = 0; s < p.sequences && before < end; s += kLanes) {
-      if (s > 0) mine = Sequence::read<Shape::kRows>(p, s + lane);
-      const uint32_t tiles = mine.tiles() * mine.jobs, scan = scan_lanes(tiles);
+      if (s > 0) {
+        __syncwarp();
+        shared.sequences[lane] = Sequence::read<Shape::kRows>(p, s + lane);
+        __syncwarp();
+      }
+      const uint32_t tiles = shared.sequences[lane].tiles() * shared.sequences[lane].jobs, scan = scan_lanes(tiles);
       const uint32_t base = before + scan - tiles;
       uint32_t touched = __ballot_sync(~0u, tiles > 0 && base < end && base + tiles > begin);
+#pragma unroll 1
       for (; touched != 0; touched &= touched - 1) {
         const uint32_t at = __ffs(touched) - 1;
-        share(mine.from(at), s + at, __shfl_sync(~0u, base, at), begin, end);
+        share(shared.sequences[at], s + at, __shfl_sync(~0u, base, at), begin, end);
       }
       before += __shfl_sync(~0u, scan, kLanes - 1);
     }
-    Run none;
-    none.end = 0;
-    hand_over(none);
+    barrier_wait(&shared.run_empty[run_slot.index], run_slot.parity ^ 1);
+    if (lane == 0) {
+      shared.runs[run_slot.index].end = 0;
+      barrier_arrive(&shared.run_full[run_slot.index]);
+    }
   }
 
   /// This block's chunks of one sequence, whose first tile is `base`.
   __device__ __forceinline__ void share(const Sequence& x, uint32_t s, uint32_t base, uint32_t begin, uint32_t end) {
-    const uint32_t tiles = x.tiles(), group = p.heads / p.cache.kv_heads;
+    const uint32_t tiles = x.tiles();
     uint32_t k = begin > base ? (begin - base) / tiles : 0;
+#pragma unroll 1
     for (; k < x.jobs && base + k * tiles < end; ++k) {
-      Run run;
-      run.job = {base + k * tiles, x.prefix_tiles(), x.main_first(), x.main_tiles()};
-      run.begin = run.job.chunk_from(begin);
-      run.end = run.job.chunk_from(end);
-      if (run.begin >= run.end) continue;
-      run.head = k / x.row_blocks;
-      run.first_row = x.first_row;
-      run.row = k % x.row_blocks * Shape::kRows;
-      run.rows = min(uint32_t(Shape::kRows), (x.length - x.position) * group - run.row);
-      run.position = x.position;
-      run.prefix_tokens = x.prefix_tokens;
-      run.start = x.start;
-      run.length = x.length;
-      hand_over(run);
-      load(run, s);
+      const Job job = {base + k * tiles, x.prefix_tiles(), x.main_first(), x.main_tiles()};
+      const uint32_t first = job.chunk_from(begin), last = job.chunk_from(end);
+      if (first >= last) continue;
+      barrier_wait(&shared.run_empty[run_slot.index], run_slot.parity ^ 1);
+      Run& run = shared.runs[run_slot.index];
+      if (lane == 0) {
+        const uint32_t row = k % x.row_blocks * Shape::kRows;
+        run = {.job = job,
+               .begin = first,
+               .end = last,
+               .head = k / x.row_blocks,
+               .first_row = x.first_row,
+               .row = row,
+               .rows = min(uint32_t(Shape::kRows), (x.length - x.position) * (p.heads / p.cache.kv_heads) - row),
+               .position = x.position,
+               .prefix_tokens = x.prefix_tokens,
+               .start = x.start,
+               .length = x.length};
+        barrier_arrive(&shared.run_full[run_slot.index]);
+      }
+      __syncwarp();
+      load(run, s);  // it stands until this warp needs its place
+      run_slot.next();
     }
-  }
-
-  __device__ __forceinline__ void hand_over(const Run& run) {
-    barrier_wait(&shared.run_empty[run_slot.index], run_slot.parity ^ 1);
-    if (lane == 0) {
-      shared.runs[run_slot.index] = run;
-      barrier_arrive(&shared.run_full[run_slot.index]);
-    }
-    run_slot.next();
   }
 
   /// One source of a run: its pages, and the tokens that are read of it.
@@ -201,9 +162,11 @@ struct Loader {
   __device__ __forceinline__ void load_tiles(const Source& x, uint32_t first, uint32_t end) {
     const uint32_t kv_heads = p.cache.kv_heads, v_tiles = kv_heads << x.tile_shift;
     uint32_t tile = first + lane < end ? x.tile_of((first + lane) * kKvTile, kv_heads) : 0;
+#pragma unroll 1
     for (uint32_t at = first; at < end; at += kLanes) {
       const uint32_t later = at + kLanes + lane;
       const uint32_t next = later < end ? x.tile_of(later * kKvTile, kv_heads) : 0;
+#pragma unroll 1
       for (uint32_t i = at; i < min(at + kLanes, end); ++i) {
         const uint32_t k = __shfl_sync(~0u, tile, i - at);
         const uint32_t low = max(x.begin, i * kKvTile) - i * kKvTile, high = min(x.end - i * kKvTile, uint32_t(kKvTile));
@@ -225,6 +188,7 @@ struct Loader {
     uint8_t* tile = shared.tiles[to.index];
     uint64_t* full = &shared.full[to.index];
     barrier_wait(&shared.empty[to.index], to.parity ^ 1);
+    if (p.indices != nullptr) async_proxy_fence();  // load_listed wrote here with ordinary stores
     expect_copies(full, (high - low) * kDim * 2);
     if (high - low == kKvTile) return bulk_load_once(tile, from, Shape::kTileBytes, full);
 #pragma unroll
@@ -255,6 +219,7 @@ struct Loader {
       return y;
     };
     Pair pair = look_up(first);
+#pragma unroll 1
     for (uint32_t i = first; i < end; ++i) {
       const Pair next = i + 1 < end ? look_up(i + 1) : Pair{};
       const uint32_t count = min(x.end - i * kKvTile, uint32_t(kKvTile));
@@ -263,6 +228,7 @@ struct Loader {
         barrier_wait(&shared.empty[slot.index], slot.parity ^ 1);
         const uint32_t to = shared_address(shared.tiles[slot.index]);
         constexpr uint32_t kChunks = kDim / 8;
+#pragma unroll 1
         for (uint32_t at = lane; at < kKvTile * kChunks; at += kLanes) {
           const uint32_t token = at / kChunks, panel = at % kChunks / 8, c = at % kChunks % 8;
           const bool upper = token >= kLanes;

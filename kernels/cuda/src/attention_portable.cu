@@ -30,7 +30,7 @@ constexpr int kMaxDim = 256;
 
 /// Tokens [begin, end) of one source, read with one query.
 struct Source {
-  const KvCache& cache;
+  KvCache cache;
   uint32_t layer;
   const int32_t* table;
   const int32_t* list;  // token i is list[i]; null: i itself
@@ -146,7 +146,8 @@ __device__ __forceinline__ uint32_t sequence_of(const AttentionPortableParams& p
   return low;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+// Left to itself the compiler takes few registers and spills.
+extern "C" __global__ void __launch_bounds__(kThreads, 4)
     md_attention_portable(const __grid_constant__ AttentionPortableParams p) {
   __shared__ Shared s;
   launch_dependents();

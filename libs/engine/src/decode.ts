@@ -141,6 +141,8 @@ export class DecodeRun {
     const { signal, onProgress } = this.#options;
     const inFlight: InFlight[] = [];
     let launched = 0;
+    // Runs that end within a yield's time would together keep timers and signals out.
+    await new Promise(setImmediate);
     let yieldedAt = performance.now();
     this.#stats.start();
     while (inFlight.length > 0 || (this.#rows.length > 0 && !signal?.aborted)) {
