@@ -2,233 +2,9 @@
 // A producer warp runs a ring of 64-token tiles of K and V ahead of 4 (or 8) warps, across all that the block reads.
 // Of a tile each warp scores 16 tokens for all rows, the weights meet in shared memory, and each warp then owns a
 // quarter of the output's columns, so that warps never merge results.
-#include "attention_decode_work.cuh"
+#include "attention_decode_result.cuh"
 
 namespace md {
-
-/// `tiles` row tiles of 16 for each of `halves` x 4 warps.
-template <int kDim_, int kRowTiles_, int kHalves_, int kSlots_, int kQuerySlots_>
-struct Shape {
-  static constexpr int kDim = kDim_, kRowTiles = kRowTiles_, kHalves = kHalves_;
-  static constexpr int kSlots = kSlots_, kQuerySlots = kQuerySlots_;  // tiles of K or V, and sets of queries
-  static constexpr int kHalfRows = 16 * kRowTiles, kRows = kHalfRows * kHalves;
-  static constexpr int kConsumers = 128 * kHalves, kThreads = kConsumers + 32;
-  static constexpr int kTileBytes = kKvTile * kDim * 2, kPanelBytes = kKvTile * 128, kPanels = kDim / 64;
-  static constexpr int kQueryStride = kDim * 2 + 16;  // ldmatrix meets no bank twice
-  static constexpr int kColumnTiles = kDim / 32;      // of 8 columns, a warp's
-  static constexpr int kOutVectors = kRowTiles * kColumnTiles * kConsumers;
-  static constexpr int kPartialVectors = kOutVectors + kRows / 2;  // then (maximum, sum) of each row
-  static constexpr bool kTotalInMemory = kRowTiles * kDim > 128;   // for lack of registers
-};
-
-template <class S>
-struct Shared {
-  alignas(1024) uint8_t tiles[S::kSlots][S::kTileBytes];
-  uint8_t weights[S::kHalves][S::kHalfRows * 128];  // bf16 (rows, 64 tokens), swizzled as a panel
-  uint8_t queries[S::kQuerySlots][S::kRows * S::kQueryStride];
-  float maxima[S::kRows][4], sums[S::kRows][4];  // a column a warp
-  uint64_t full[S::kSlots], empty[S::kSlots], query_full[S::kQuerySlots], query_empty[S::kQuerySlots];
-  Schedule plan;
-  Walk walks[S::kThreads / 32];  // each warp its own, here to spare registers
-  uint32_t merges;
-};
-
-template <int kSlots>
-struct Ring {
-  uint32_t slot = 0, phase = 0;
-  __device__ void next() {
-    if (++slot == kSlots) slot = 0, phase ^= 1;
-  }
-};
-
-template <int kId, int kThreads>
-__device__ __forceinline__ void warps_sync() {
-  asm volatile("bar.sync %0, %1;" ::"n"(kId), "n"(kThreads) : "memory");
-}
-
-// ---- The producer warp -----------------------------------------------------------------------------------------
-
-template <class S>
-struct Producer {
-  const AttentionDecodeParams& p;
-  Shared<S>& s;
-  Walk& walk;
-  uint32_t lane = threadIdx.x % 32;
-  Ring<S::kSlots> ring;
-  Ring<S::kQuerySlots> queries;
-
-  __device__ void load_queries(const bf16* q, const Sequence& seq, const Segment& segment) {
-    const uint32_t base = segment.row_block * S::kRows, rows = min(uint32_t(S::kRows), seq.rows * p.group - base);
-    uint64_t* full = &s.query_full[queries.slot];
-    barrier_wait(&s.query_empty[queries.slot], queries.phase ^ 1);
-    if (lane == 0) barrier_expect(full, rows * S::kDim * 2);
-    __syncwarp();
-    for (uint32_t i = lane; i < rows; i += 32) {
-      const uint32_t row = seq.first_row + (base + i) / p.group, g = (base + i) % p.group;
-      const uint64_t head = uint64_t(row) * p.cache.kv_heads * p.group + segment.head * p.group + g;
-      bulk_load(s.queries[queries.slot] + i * S::kQueryStride, q + head * S::kDim, S::kDim * 2, full);
-    }
-    queries.next();
-  }
-
-  /// Tokens [first, end) of a tile; what a slot held before them stays, which is finite and meets weights of 0.
-  __device__ void load_tile(const bf16* from, uint32_t first, uint32_t end) {
-    uint64_t* full = &s.full[ring.slot];
-    uint8_t* to = s.tiles[ring.slot];
-    barrier_wait(&s.empty[ring.slot], ring.phase ^ 1);
-    if (end - first == kKvTile) {
-      barrier_expect(full, S::kTileBytes);
-      bulk_load_once(to, from, S::kTileBytes, full);
-    } else {
-      const uint32_t bytes = (end - first) * 128;
-      barrier_expect(full, bytes * S::kPanels);
-      for (int i = 0; i < S::kPanels; ++i) {
-        const uint32_t offset = i * S::kPanelBytes + first * 128;
-        bulk_load_once(to + offset, from + offset / 2, bytes, full);
-      }
-    }
-    ring.next();
-  }
-
-  /// Tiles [tiles.x, tiles.y) of one head, of them tokens [begin, end).
-  __device__ void load_tiles(const KvCache& cache, uint32_t layer, const int32_t* table, uint32_t head, uint2 tiles,
-                             uint32_t begin, uint32_t end) {
-    const uint32_t shift = 31 - __clz(cache.page_size / kKvTile), in_page = cache.page_size / kKvTile - 1;
-    const uint64_t to_v = uint64_t(cache.kv_heads) * cache.page_size * S::kDim;
-    const bf16* base = kv_block(cache, layer, 0, 0, head);
-    uint32_t known = (tiles.x >> shift) - 32, pages = 0;  // lane i holds page known + i of the table
-    const uint32_t last_page = (tiles.y - 1) >> shift;
-    for (uint32_t t = tiles.x; t < tiles.y; ++t) {
-      const uint32_t page = t >> shift;
-      if (page - known >= 32) {
-        known = page;
-        pages = table[min(known + lane, last_page)];
-      }
-      const uint64_t id = __shfl_sync(~0u, pages, page - known);
-      if (lane == 0) {
-        const bf16* k = base + id * 2 * to_v + (t & in_page) * (kKvTile * S::kDim);
-        const uint32_t from = max(begin, t * kKvTile) - t * kKvTile, to = min(end - t * kKvTile, uint32_t(kKvTile));
-        load_tile(k, from, to);
-        load_tile(k + to_v, from, to);
-      }
-    }
-  }
-
-  __device__ void run() {
-    walk.begin(p, s.plan, S::kRows);
-    while (walk.next(p, S::kRows)) {
-      const Sequence& seq = walk.sequence;
-      const Segment& segment = walk.segment;
-      const int32_t* table = p.block_table + uint64_t(walk.s) * p.max_pages;
-      if (segment.first < seq.prefix_chunks) {
-        const uint2 tiles = seq.prefix_tiles(segment.first, min(segment.last, seq.prefix_chunks));
-        const bool apart = p.prefix_len != nullptr;
-        const int32_t* prefix = apart ? p.prefix_table + uint64_t(walk.s) * p.max_prefix_pages : table;
-        load_queries(!apart && p.q_sink != nullptr ? p.q_sink : p.q, seq, segment);
-        load_tiles(apart ? p.prefix_cache : p.cache, apart ? p.prefix_layer : p.layer, prefix, segment.head, tiles, 0,
-                   seq.prefix_tokens);
-      }
-      if (segment.last > seq.prefix_chunks) {
-        const uint32_t from = max(segment.first, seq.prefix_chunks) - seq.prefix_chunks;
-        const uint2 tiles = seq.main_tiles(from, segment.last - seq.prefix_chunks);
-        load_queries(p.q, seq, segment);
-        load_tiles(p.cache, p.layer, table, segment.head, tiles, seq.main_start, seq.length);
-      }
-    }
-  }
-};
-
-// ---- Results so far --------------------------------------------------------------------------------------------
-
-/// Unnormalised output of a warp's columns, and maximum and sum of its rows. A thread has, of row tile m, rows
-/// lane / 4 + 8 h and, of column tile n, columns lane % 4 * 2 + {0, 1}: out[m][n][2 h + {0, 1}].
-template <class S>
-struct Result {
-  float out[S::kRowTiles][S::kColumnTiles][4], top[S::kRowTiles][2], sum[S::kRowTiles][2];
-
-  __device__ void clear() {
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < S::kColumnTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) out[m][n][i] = 0;
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) top[m][h] = -1.0e30f, sum[m][h] = 0;  // finite: an empty chunk's weight is 1, not NaN
-    }
-  }
-
-  /// What is folded in on the right; where it saw no token nothing changes.
-  __device__ void fold(const Result& right) {
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float both = fmaxf(top[m][h], right.top[m][h]);
-        const float a = exp2_approx(top[m][h] - both), b = exp2_approx(right.top[m][h] - both);
-        top[m][h] = both;
-        sum[m][h] = __fmaf_rn(sum[m][h], a, __fmul_rn(right.sum[m][h], b));
-#pragma unroll
-        for (int n = 0; n < S::kColumnTiles; ++n) {
-#pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; ++i) {
-            out[m][n][i] = __fmaf_rn(out[m][n][i], a, __fmul_rn(right.out[m][n][i], b));
-          }
-        }
-      }
-    }
-  }
-};
-
-template <class S>
-__device__ __forceinline__ float4* partial(const AttentionDecodeParams& p, uint32_t block, uint32_t slot) {
-  return p.partials + (uint64_t(block) * p.slots + slot) * S::kPartialVectors;
-}
-
-/// Of the rows' (maximum, sum), each is with 4 lanes of 4 warps; one writes.
-template <class S>
-__device__ __forceinline__ uint32_t row_of(int m, int h) {
-  return (S::kHalves == 1 ? 0 : threadIdx.x / 128 * S::kHalfRows) + m * 16 + h * 8 + threadIdx.x % 32 / 4;
-}
-
-template <class S>
-__device__ __forceinline__ void store(float4* to, const Result<S>& from) {
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-    for (int n = 0; n < S::kColumnTiles; ++n) {
-      const float* o = from.out[m][n];
-      to[(m * S::kColumnTiles + n) * S::kConsumers + threadIdx.x] = make_float4(o[0], o[1], o[2], o[3]);
-    }
-  }
-  if (threadIdx.x % 128 >= 32 || threadIdx.x % 4 != 0) return;
-  auto* rows = reinterpret_cast<float2*>(to + S::kOutVectors);
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) rows[row_of<S>(m, h)] = make_float2(from.top[m][h], from.sum[m][h]);
-  }
-}
-
-/// From the L2: other blocks wrote it.
-template <class S>
-__device__ __forceinline__ void load(Result<S>& to, const float4* from) {
-  const auto* rows = reinterpret_cast<const float2*>(from + S::kOutVectors);
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-    for (int n = 0; n < S::kColumnTiles; ++n) {
-      const float4 o = __ldcg(from + (m * S::kColumnTiles + n) * S::kConsumers + threadIdx.x);
-      to.out[m][n][0] = o.x, to.out[m][n][1] = o.y, to.out[m][n][2] = o.z, to.out[m][n][3] = o.w;
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float2 row = __ldcg(rows + row_of<S>(m, h));
-      to.top[m][h] = row.x, to.sum[m][h] = row.y;
-    }
-  }
-}
 
 // ---- The consumer warps ----------------------------------------------------------------------------------------
 
@@ -423,26 +199,6 @@ struct Consumer {
     }
   }
 
-  /// The group that just ended into the item's total, which is the block's partial result 0 where in memory.
-  __device__ void fold_total(Result<S>& total, bool first) {
-    if constexpr (!S::kTotalInMemory) {
-      if (first) total.clear();
-      total.fold(group);
-    } else {
-      float4* memory = partial<S>(p, blockIdx.x, 0);
-      Result<S> sum;
-      if (first) {
-        sum.clear();
-      } else {
-        load<S>(sum, memory);
-      }
-      sum.fold(group);
-      half_sync();  // all have read it
-      store<S>(memory, sum);
-      half_sync();
-    }
-  }
-
   __device__ void write_out(const Result<S>& total) {
     const Sequence& seq = walk.sequence;
     const Segment& segment = walk.segment;
@@ -506,7 +262,7 @@ struct Consumer {
     if (open) total.fold(group);
   }
 
-  /// Reads the segment into `total` (see fold_total) and into partial results: of an item's start the total and, in
+  /// Reads the segment into `total` and into partial results: of an item's start the total and, in
   /// slot 1, an unfinished group; of the rest from slot 2 on the chunks of a group begun elsewhere, then a group each.
   __device__ void read_segment(Result<S>& total) {
     const Sequence& seq = walk.sequence;
@@ -530,7 +286,8 @@ struct Consumer {
       group.fold(chunk);
       if (!seq.ends_group(c)) continue;
       if (segment.first == 0) {
-        fold_total(total, first);
+        if (first) total.clear();
+        total.fold(group);
         first = false;
       } else {
         store<S>(partial<S>(p, blockIdx.x, slot++), group);
@@ -542,7 +299,7 @@ struct Consumer {
     if (first) {
       group.clear();
       store<S>(partial<S>(p, blockIdx.x, 0), group);
-    } else if (!S::kTotalInMemory) {
+    } else {
       store<S>(partial<S>(p, blockIdx.x, 0), total);
     }
   }
@@ -557,8 +314,6 @@ struct Consumer {
         const uint32_t block = walk.cut().owner(unit), last = walk.cut().owner(unit + chunks - 1);
         if (!arrives_last(walk.ticket(p, S::kRows), last - block + 1)) continue;
         merge(total, block, last);
-      } else if (S::kTotalInMemory) {
-        load<S>(total, partial<S>(p, blockIdx.x, 0));
       }
       write_out(total);
     }
