@@ -52,7 +52,7 @@ pub fn measure(ctx: *Context, kind: types.ProbeKind, bytes: u64) Error!f64 {
 }
 
 fn peakParams(ctx: *const Context) PeakParams {
-    return .{ .sink = ctx.tickets, .rounds = rounds };
+    return .{ .sink = ctx.scratch, .rounds = rounds };
 }
 
 fn readBandwidth(ctx: *Context, bytes: u64) Error!f64 {
@@ -72,7 +72,7 @@ fn readBandwidth(ctx: *Context, bytes: u64) Error!f64 {
         .{ .grid = .{ blocks, 1, 1 }, .block = read_block },
         &FillParams{ .data = data, .chunks = chunks },
     );
-    const params: ReadParams = .{ .data = data, .sink = ctx.tickets, .chunks = chunks };
+    const params: ReadParams = .{ .data = data, .sink = ctx.scratch, .chunks = chunks };
     return best(ctx, "md_probe_read", blocks, read_block, @floatFromInt(chunks * 16), &params);
 }
 
