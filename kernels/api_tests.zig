@@ -13,6 +13,7 @@ test {
     _ = @import("cuda/layout.zig");
     _ = @import("cuda/modules.zig");
     _ = @import("cuda/access.zig");
+    _ = @import("cuda/ops/attention_decode.zig");
     _ = @import("cuda/ops/linear_skinny.zig");
     _ = @import("cuda/ops/sample.zig");
     _ = @import("cuda/plan.zig");

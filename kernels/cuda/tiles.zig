@@ -112,22 +112,33 @@ pub const linear_tiled = struct {
     };
 };
 
-/// src/attention_decode.cu: the numbers are its Shapes.
+/// src/attention_decode.cu: the numbers are its DecodeShapes. Figures are TB/s on one H200, of 32
+/// query heads on 8 KV heads of 128 at 32 x 16384, 16 x 32768, 4 x 131072 and 1 x 131072 tokens.
 pub const attention_decode = struct {
     pub const Shape = struct {
         /// Packed (row, query head) pairs of one KV head that a block takes together.
         rows: u32,
-        /// Two hide each other's barriers and ends of items; 32 rows' warps have the registers of one.
+        /// Of four warps, which share out a tile's tokens and then the columns of V.
+        row_warps: u32,
+        /// Tiles of K or V in shared memory: as many as fit, because they are the bytes in flight.
+        slots: u32,
+        /// Two hide each other's barriers and merges.
         blocks_per_sm: u32,
 
-        /// Four warps for every 16 rows, and one that loads.
+        /// One more warp loads; it is alone in a warpgroup, because registers are moved by
+        /// warpgroups.
         pub fn threads(shape: Shape) u32 {
-            return shape.rows / 16 * 128 + 32;
+            return (shape.row_warps + 1) * 128;
         }
 
-        /// All that a block may have of the 228 KB: its tiles in flight fill it.
-        pub fn sharedBytes(shape: Shape) u32 {
-            return 228 * 1024 / shape.blocks_per_sm - 1024;
+        /// DecodeShape's kSharedBytes, which the kernel compares with the size of its DecodeShared.
+        pub fn sharedBytes(shape: Shape, head_dim: u32) u32 {
+            const ring = shape.slots * (64 * head_dim * @sizeOf(u16) + 2 * @sizeOf(u64));
+            // Weights of a tile's tokens, the queries, and a maximum of each of the four warps.
+            const row_bytes = 64 * @sizeOf(u16) + head_dim * @sizeOf(u16) + 4 * @sizeOf(f32);
+            // What the loading warp hands over.
+            const runs = 1196;
+            return std.mem.alignForward(u32, ring + shape.rows * row_bytes + runs, 1024);
         }
 
         /// Unnormalised output, maximum and sum of each row.
@@ -136,10 +147,32 @@ pub const attention_decode = struct {
         }
     };
 
-    /// The least that holds the rows of a sequence: padding costs registers and time. Which one is
-    /// taken changes no bit. 32 x 16384 tokens: 4.5 TB/s with 16 rows, 4.1 with 32.
-    pub const shapes = [2]Shape{
-        .{ .rows = 16, .blocks_per_sm = 2 },
-        .{ .rows = 32, .blocks_per_sm = 1 },
-    };
+    /// The least that holds the rows of a sequence is taken: padding costs registers and time. Which
+    /// one it is changes no bit. 16 rows let two blocks share a multiprocessor. With 32 rows each row
+    /// tile has warps of its own in one block: 4.43, 4.45, 4.06 and 3.48, where two blocks of four
+    /// warps with two row tiles each give 4.34, 4.19, 3.96 and 3.37. With 64 rows the registers leave
+    /// one block, of two row tiles a warp.
+    pub fn shapes(comptime head_dim: u32) []const Shape {
+        return switch (head_dim) {
+            64 => &comptime with(12),
+            96 => &comptime with(8),
+            128 => &comptime with(6),
+            // A tile is 32 KB: two blocks have no room beside each other, and 64 rows would leave
+            // fewer tiles.
+            256 => &.{
+                .{ .rows = 16, .row_warps = 1, .slots = 6, .blocks_per_sm = 1 },
+                .{ .rows = 32, .row_warps = 2, .slots = 6, .blocks_per_sm = 1 },
+            },
+            else => comptime unreachable,
+        };
+    }
+
+    /// `slots` are those of half a multiprocessor.
+    fn with(comptime slots: u32) [3]Shape {
+        return .{
+            .{ .rows = 16, .row_warps = 1, .slots = slots, .blocks_per_sm = 2 },
+            .{ .rows = 32, .row_warps = 2, .slots = 2 * slots, .blocks_per_sm = 1 },
+            .{ .rows = 64, .row_warps = 2, .slots = 2 * slots, .blocks_per_sm = 1 },
+        };
+    }
 };

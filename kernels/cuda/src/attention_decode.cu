@@ -1,364 +1,579 @@
-// Decode and verify attention over the paged cache on Hopper: few new rows a sequence, bound by reading K and V once.
-// A producer warp runs a ring of 64-token tiles of K and V ahead of 4 (or 8) warps, across all that the block reads.
-// Of a tile each warp scores 16 tokens for all rows, the weights meet in shared memory, and each warp then owns a
-// quarter of the output's columns, so that warps never merge results.
-#include "attention_decode_result.cuh"
+// Attention of a few new rows a sequence over the paged cache, on Hopper: decode, verification and the sparse draft's
+// reads. It is a stream of K and V, read once; everything here serves to keep the copies running.
+//  - Blocks stay and take equal parts of all tiles of the call (attention_decode_plan.cuh); one warp of each only loads
+//    (attention_decode_loads.cuh).
+//  - Query rows x GQA group are rows of mma.m16n8k16. A warp scores 16 of a tile's 64 tokens; the maximum and the weights
+//    go through shared memory, and then a warp sums V over all tokens for a quarter of the columns. So the block has
+//    one softmax state (Milakov and Gimelshein 1805.02867), no warp repeats another's work, and nothing is merged after
+//    the last tile. Sums of weights are a product with ones: they see the same rounded weights as V does.
+//  - A row's bits do not depend on other rows: a product's row depends on that row alone, the maximum moves by the row's
+//    own scores, a factor of 1 and a weight of 0 change nothing, and the tree of chunks and groups is fixed.
+#include "attention_decode_loads.cuh"
+#include "attention_decode_sums.cuh"
 
 namespace md {
 
-// ---- The consumer warps ----------------------------------------------------------------------------------------
+constexpr uint32_t kOnes = 0x3f803f80;  // bf16 1, 1
 
-template <class S>
-struct Consumer {
+__device__ __forceinline__ void sync_warps(uint32_t barrier, uint32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+template <class Shape>
+struct Computer {
+  static constexpr int kDim = Shape::kDim, kRowTiles = Shape::kRowTiles, kColumnTiles = Shape::kColumnTiles;
+  using Result = Sums<kRowTiles, kColumnTiles>;
+  using Stored = Partial<Shape::kRows, kDim>;
+
   const AttentionDecodeParams& p;
-  Shared<S>& s;
-  Walk& walk;
-  Ring<S::kSlots> ring;
-  Ring<S::kQuerySlots> queries;
-  Result<S> chunk, group;
+  DecodeShared<Shape>& shared;
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t quarter = threadIdx.x / 32 % 4;  // of a tile's tokens, then of V's columns
+  const uint32_t row_warp = threadIdx.x / 128;
+  // Of the lane's first element of a result.
+  const uint32_t row = row_warp * kRowTiles * 16 + lane / 4;
+  const uint32_t column = quarter * Shape::kColumns + lane % 4 * 2;
+  const uint32_t maxima = shared_address(shared.maxima[row_warp]), weights = shared_address(shared.weights[row_warp]);
 
-  static __device__ uint32_t half() { return S::kHalves == 1 ? 0 : threadIdx.x / 128; }
-  static __device__ uint32_t warp() { return threadIdx.x % 128 / 32; }
-  static __device__ uint32_t lane() { return threadIdx.x % 32; }
-  static __device__ void half_sync() {
-    if (half() == 0) {
-      warps_sync<1, 128>();
-    } else {
-      warps_sync<2, 128>();
-    }
-  }
-  static __device__ void all_sync() { warps_sync<3, S::kConsumers>(); }
+  Place<Shape::kSlots> slot, freed;  // to be read, to be handed back
+  bool owes_values = false;
+  uint32_t q[kRowTiles][Shape::kHeld == 0 ? 1 : Shape::kHeld][4];
+  Result chunk, group, total;
+  float ones[kRowTiles][4];  // chunk's sums of weights while it is read: all columns of the product with ones
 
-  __device__ void release(uint64_t* empty) {
-    __syncwarp();
-    if (lane() == 0) barrier_arrive(empty);
-  }
-
-  /// The warp's 16 tokens of the next tile of K against all rows.
-  __device__ void score(float (&scores)[S::kRowTiles][2][4]) {
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) scores[m][i / 4][i % 4] = 0;
-    }
-    const uint32_t l = lane(), token = warp() * 16 + l / 16 * 8 + l % 8;
-    const uint32_t k = shared_address(s.tiles[ring.slot]) + token * 128, k_chunk = (l / 8 % 2 ^ token % 8) * 16;
-    const uint32_t q = shared_address(s.queries[queries.slot]) +
-                       (half() * S::kHalfRows + l % 16) * S::kQueryStride + l / 16 * 16;
-    barrier_wait(&s.full[ring.slot], ring.phase);
-#pragma unroll
-    for (int i = 0; i < S::kDim / 16; ++i) {
-      uint32_t kb[4];
-      ldmatrix_x4(kb, k + i / 4 * S::kPanelBytes + (k_chunk ^ (i % 4 * 32)));
-#pragma unroll
-      for (int m = 0; m < S::kRowTiles; ++m) {
-        uint32_t qa[4];
-        ldmatrix_x4(qa, q + m * 16 * S::kQueryStride + i * 32);
-        mma_16x8x16(scores[m][0], qa, kb[0], kb[1]);
-        mma_16x8x16(scores[m][1], qa, kb[2], kb[3]);
-      }
-    }
-    release(&s.empty[ring.slot]);
-    ring.next();
-  }
-
-  /// Takes the tokens from scores that a row does not see.
-  __device__ void hide(float (&scores)[S::kRowTiles][2][4], uint32_t tile, bool prefix) {
-    const Sequence& seq = walk.sequence;
-    const bool apart = p.prefix_len != nullptr;
-    const uint32_t first = tile * kKvTile + warp() * 16 + lane() % 4 * 2;
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t sees = seq.least() + (walk.segment.row_block * S::kRows + row_of<S>(m, h)) / p.group;
-        const uint32_t start = view_start(p, sees);
-        const uint32_t begin = prefix ? 0 : apart ? seq.main_start : start;
-        const uint32_t end = !prefix ? sees : apart || start > 0 ? seq.prefix_tokens : 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint32_t token = first + i / 2 * 8 + i % 2;
-          if (token < begin || token >= end) scores[m][i / 2][2 * h + i % 2] = -INFINITY;
-        }
-      }
+  __device__ __forceinline__ void work() {
+    Place<kRuns> at;
+    for (;;) {
+      barrier_wait(&shared.run_full[at.index], at.parity);
+      const Run& run = shared.runs[at.index];
+      if (run.end == 0) return;
+      attend(run);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&shared.run_empty[at.index]);
+      at.next();
     }
   }
 
-  /// Scales scores and leaves the warp's maxima in shared memory.
-  __device__ void scale(float (&scores)[S::kRowTiles][2][4]) {
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float* low = &scores[m][0][2 * h];
-        float* high = &scores[m][1][2 * h];
-        low[0] *= p.scale_log2, low[1] *= p.scale_log2, high[0] *= p.scale_log2, high[1] *= p.scale_log2;
-        float top = fmaxf(fmaxf(low[0], low[1]), fmaxf(high[0], high[1]));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-        if (lane() % 4 == 0) s.maxima[row_of<S>(m, h)][warp()] = top;
-      }
-    }
-  }
+  // ---- The tree ------------------------------------------------------------------------------------------------
 
-  /// Turns scores into weights in shared memory, moves the chunk's maxima and this thread's share of its sums on.
-  __device__ void weigh(const float (&scores)[S::kRowTiles][2][4]) {
-    uint8_t* weights = s.weights[half()];
-    const uint32_t g = lane() / 4;
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float4 tops = *reinterpret_cast<const float4*>(s.maxima[row_of<S>(m, h)]);
-        const float before = chunk.top[m][h];
-        const float now = fmaxf(before, fmaxf(fmaxf(tops.x, tops.y), fmaxf(tops.z, tops.w)));
-        const float keep = exp2_approx(before - now);
-        const float a = exp2_approx(scores[m][0][2 * h] - now), b = exp2_approx(scores[m][0][2 * h + 1] - now);
-        const float c = exp2_approx(scores[m][1][2 * h] - now), d = exp2_approx(scores[m][1][2 * h + 1] - now);
-        chunk.top[m][h] = now;
-        chunk.sum[m][h] = __fmaf_rn(chunk.sum[m][h], keep, (a + b) + (c + d));
-        uint8_t* row = weights + (m * 16 + h * 8 + g) * 128 + lane() % 4 * 4;
-        *reinterpret_cast<uint32_t*>(row + (2 * warp() ^ g) * 16) = pack_bf16(a, b);
-        *reinterpret_cast<uint32_t*>(row + ((2 * warp() + 1) ^ g) * 16) = pack_bf16(c, d);
-#pragma unroll
-        for (int n = 0; n < S::kColumnTiles; ++n) chunk.out[m][n][2 * h] *= keep, chunk.out[m][n][2 * h + 1] *= keep;
-      }
-    }
-  }
-
-  /// All rows' weights times the warp's columns of the next tile of V.
-  __device__ void add_values() {
-    const uint32_t l = lane();
-    const uint32_t weights = shared_address(s.weights[half()]) + l % 16 * 128, w_chunk = (l / 16 ^ l % 8) * 16;
-    const uint32_t chunk_of_8 = warp() * S::kColumnTiles, token = l % 16;
-    const uint32_t v = shared_address(s.tiles[ring.slot]) + chunk_of_8 / 8 * S::kPanelBytes + token * 128;
-    const uint32_t v_chunk = ((chunk_of_8 % 8 + l / 16) ^ token % 8) * 16;
-    barrier_wait(&s.full[ring.slot], ring.phase);
-#pragma unroll
-    for (int i = 0; i < kKvTile / 16; ++i) {
-      uint32_t wa[S::kRowTiles][4];
-#pragma unroll
-      for (int m = 0; m < S::kRowTiles; ++m) ldmatrix_x4(wa[m], weights + m * 16 * 128 + (w_chunk ^ (i * 32)));
-#pragma unroll
-      for (int n = 0; n < S::kColumnTiles; n += 2) {
-        uint32_t vb[4];
-        ldmatrix_x4_trans(vb, v + i * 16 * 128 + (v_chunk ^ (n * 16)));
-#pragma unroll
-        for (int m = 0; m < S::kRowTiles; ++m) {
-          mma_16x8x16(chunk.out[m][n], wa[m], vb[0], vb[1]);
-          mma_16x8x16(chunk.out[m][n + 1], wa[m], vb[2], vb[3]);
-        }
-      }
-    }
-    release(&s.empty[ring.slot]);
-    ring.next();
-  }
-
-  /// Tiles of one chunk. The barrier before the weights also keeps a warp from the next tile's maxima, and the one
-  /// before the values from the next tile's weights, until all have read this one's.
-  __device__ void read_chunk(uint2 tiles, bool prefix) {
-    const Sequence& seq = walk.sequence;
-    chunk.clear();
-    const uint32_t least = view_start(p, seq.least()), most = view_start(p, seq.length);
-    const bool apart = p.prefix_len != nullptr;
-    const uint32_t begin = prefix ? 0 : apart ? seq.main_start : most;  // what all rows see is in [begin, end)
-    const uint32_t end = !prefix ? seq.least() : apart || least > 0 ? seq.prefix_tokens : 0;
-    for (uint32_t t = tiles.x; t < tiles.y; ++t) {
-      float scores[S::kRowTiles][2][4];
-      score(scores);
-      if (t * kKvTile < begin || (t + 1) * kKvTile > end) hide(scores, t, prefix);
-      scale(scores);
-      half_sync();
-      weigh(scores);
-      half_sync();
-      add_values();
-    }
-    add_sums();
-  }
-
-  /// The warps' shares of each row's sum, in order.
-  __device__ void add_sums() {
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float sum = chunk.sum[m][h];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        if (lane() % 4 == 0) s.sums[row_of<S>(m, h)][warp()] = sum;
-      }
-    }
-    half_sync();
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float4 sums = *reinterpret_cast<const float4*>(s.sums[row_of<S>(m, h)]);
-        chunk.sum[m][h] = (sums.x + sums.y) + (sums.z + sums.w);
-      }
-    }
-  }
-
-  __device__ void write_out(const Result<S>& total) {
-    const Sequence& seq = walk.sequence;
-    const Segment& segment = walk.segment;
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t packed = segment.row_block * S::kRows + row_of<S>(m, h);
-        const uint32_t row = packed / p.group;
-        if (row >= seq.rows) continue;
-        const uint64_t head = (uint64_t(seq.first_row + row) * p.cache.kv_heads + segment.head) * p.group +
-                              packed % p.group;
-        bf16* to = p.out + head * S::kDim + warp() * (S::kDim / 4) + lane() % 4 * 2;
-        const float scale = 1.0f / total.sum[m][h];
-#pragma unroll
-        for (int n = 0; n < S::kColumnTiles; ++n) {
-          const float* o = &total.out[m][n][2 * h];
-          *reinterpret_cast<uint32_t*>(to + n * 8) = pack_bf16(o[0] * scale, o[1] * scale);
-        }
-      }
-    }
-  }
-
-  /// Whether all other blocks that read this item have written their partial results.
-  __device__ bool arrives_last(uint32_t ticket, uint32_t blocks) {
-    __threadfence();
-    all_sync();
-    if (threadIdx.x == 0) {
-      s.merges = atomicAdd(p.tickets + ticket, 1) + 1 == blocks;
-      if (s.merges) p.tickets[ticket] = 0;
-      __threadfence();
-    }
-    all_sync();
-    return s.merges;
-  }
-
-  /// Folds the partial results of an item, by blocks from `block` to `last`, as one block would have.
-  __device__ void merge(Result<S>& total, uint32_t block, uint32_t last) {
-    const Sequence& seq = walk.sequence;
-    const Cut cut = walk.cut();
-    const uint32_t item_unit = walk.segment.item_unit;
-    uint32_t at = cut.start(block + 1) - item_unit;
-    load<S>(total, partial<S>(p, block, 0));
-    bool open = !seq.starts_group(at);
-    if (open) load<S>(group, partial<S>(p, block, 1));
-    while (++block <= last) {
-      const uint32_t end = min(seq.chunks, cut.start(block + 1) - item_unit);
-      for (uint32_t slot = 2; at < end; ++slot) {
-        load<S>(chunk, partial<S>(p, block, slot));
-        if (!seq.starts_group(at)) {
-          group.fold(chunk);
-          ++at;
-          continue;
-        }
-        if (open) total.fold(group);
-        group = chunk, open = true;
-        do ++at;
-        while (at < end && !seq.starts_group(at));
-      }
-    }
-    if (open) total.fold(group);
-  }
-
-  /// Reads the segment into `total` and into partial results: of an item's start the total and, in
-  /// slot 1, an unfinished group; of the rest from slot 2 on the chunks of a group begun elsewhere, then a group each.
-  __device__ void read_segment(Result<S>& total) {
-    const Sequence& seq = walk.sequence;
-    const Segment& segment = walk.segment;
-    bool open = false, first = true;
-    uint32_t slot = 2;
-    for (uint32_t c = segment.first; c < segment.last; ++c) {
-      const uint32_t in_main = c - seq.prefix_chunks;
-      const bool prefix = c < seq.prefix_chunks;
-      if (c == segment.first || in_main == 0) barrier_wait(&s.query_full[queries.slot], queries.phase);
-      read_chunk(prefix ? seq.prefix_tiles(c, c + 1) : seq.main_tiles(in_main, in_main + 1), prefix);
-      if (c + 1 == segment.last || c + 1 == seq.prefix_chunks) {
-        release(&s.query_empty[queries.slot]);
-        queries.next();
-      }
-      if (seq.starts_group(c)) group.clear(), open = true;
-      if (!open) {
-        store<S>(partial<S>(p, blockIdx.x, slot++), chunk);
+  __device__ __forceinline__ void attend(const Run& run) {
+    const Job& job = run.job;
+    uint32_t completed = 0;  // groups
+    const bool flat = run.end - run.begin < job.chunks() && job.flat(shared.cut);
+    for (uint32_t c = run.begin; c < run.end; ++c) {
+      const bool prefix = c < job.prefix_chunks();
+      if (c == run.begin || (c == job.prefix_chunks() && p.q_sink != p.q)) load_queries(run, prefix ? p.q_sink : p.q);
+      read_chunk(run, c, prefix);
+      if (flat) {
+        store(run, chunk, blockIdx.x, Job::flat_slot(run.begin, c));
         continue;
       }
-      group.fold(chunk);
-      if (!seq.ends_group(c)) continue;
-      if (segment.first == 0) {
-        if (first) total.clear();
-        total.fold(group);
-        first = false;
-      } else {
-        store<S>(partial<S>(p, blockIdx.x, slot++), group);
+      const uint32_t first = job.group_begin(c), end = job.group_end(c);
+      if (first < run.begin) {
+        store(run, chunk, blockIdx.x, kChunkSlots + c - run.begin);
+        if (c + 1 == min(end, run.end)) {
+          completed += close_cut_group(run, first, c + 1 - run.begin);
+          // So that they need no registers up to here.
+          hold_queries();
+          total.clear();
+        }
+        continue;
       }
-      open = false;
+      if (c == first) group.clear();
+      group.fold(chunk);
+      if (c + 1 == end) {
+        ++completed;
+        if (close_group(run, first)) return;
+      } else if (c + 1 == run.end) {
+        store(run, group, blockIdx.x, kGroupSlot);
+        completed += close_cut_group(run, first, c + 1 - first);
+      }
     }
-    if (open) store<S>(partial<S>(p, blockIdx.x, segment.first == 0 ? 1 : slot), group);
-    if (segment.first > 0 || segment.last == seq.chunks) return;
-    if (first) {
-      group.clear();
-      store<S>(partial<S>(p, blockIdx.x, 0), group);
-    } else {
-      store<S>(partial<S>(p, blockIdx.x, 0), total);
+    if (flat) return close_flat(run);
+    close_job(run, completed);
+  }
+
+  /// Counts the chunks that this block has stored. The last to arrive folds them all, in the tree's order.
+  __device__ __forceinline__ void close_flat(const Run& run) {
+    const Job& job = run.job;
+    const Cut cut = shared.cut;
+    const uint32_t chunks = job.chunks();
+    if (!arrive_last(p.tickets + gridDim.x + job.owner(cut, 0), run.end - run.begin, chunks)) return;
+    const uint32_t c = min(lane, chunks - 1), block = job.owner(cut, c), begin = job.begin(cut, block);
+    const uint32_t number = block * p.slots + Job::flat_slot(begin, c);
+    const uint32_t first = __ballot_sync(~0u, job.group_begin(c) == c);
+    group.clear();
+    total.clear();
+    constexpr uint32_t kAhead = kRowTiles * kColumnTiles < 4 ? 4 : kRowTiles * kColumnTiles == 4 ? 2 : 1;
+#pragma unroll 1
+    for (uint32_t i = 0; i < chunks; i += kAhead) {
+      Result next[kAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kAhead; ++k) load(run, next[k], __shfl_sync(~0u, number, min(i + k, chunks - 1)));
+#pragma unroll
+      for (uint32_t k = 0; k < kAhead; ++k) {
+        if (i + k >= chunks) continue;
+        if (first >> (i + k) & 1) total.fold(group), group.clear();
+        group.fold(next[k]);
+      }
+    }
+    total.fold(group);
+    write_out(run, total);
+  }
+
+  /// Puts a group that this block has read whole where it belongs. True where that ended the job.
+  __device__ __forceinline__ bool close_group(const Run& run, uint32_t first) {
+    const Job& job = run.job;
+    const uint32_t end = job.group_end(first);
+    if (run.begin > 0) {
+      store(run, group, blockIdx.x, job.group_slot(run.begin, run.end, first));
+      return false;
+    }
+    if (first == 0) {
+      total.clear();
+    } else if (!Shape::kHoldsTotal) {
+      load(run, total, blockIdx.x * p.slots + kTotalSlot);
+      sync_rows();  // all have read what is written next
+    }
+    total.fold(group);
+    if (end == job.chunks()) {
+      write_out(run, total);
+      return true;
+    }
+    // The next whole group, if there is one, finds the total in registers or in the workspace.
+    if (!Shape::kHoldsTotal || job.group_end(end) > run.end) store(run, total, blockIdx.x, kTotalSlot);
+    return false;
+  }
+
+  /// Counts `chunks` of a group that several blocks share. The last to arrive folds it, and gets 1.
+  __device__ __forceinline__ uint32_t close_cut_group(const Run& run, uint32_t first, uint32_t chunks) {
+    const Job& job = run.job;
+    const Cut cut = shared.cut;
+    const uint32_t owner = job.owner(cut, first), end = job.group_end(first);
+    if (!arrive_last(p.tickets + owner, chunks, end - first)) return 0;
+    // A lane finds a partial: the first block's, then a chunk each.
+    const uint32_t there = job.begin(cut, owner + 1), c = min(there + lane - 1, end - 1);
+    uint32_t block = owner, index = kGroupSlot;
+    if (lane > 0) {
+      block = job.owner(cut, c);
+      index = kChunkSlots + c - job.begin(cut, block);
+    }
+    group.clear();
+    fold_partials(run, group, block * p.slots + index, 1 + end - there);
+    sync_rows();  // all have read what is written next
+    store(run, group, owner, kGroupSlot);
+    return 1;
+  }
+
+  /// Counts the groups that this block has completed. The last to arrive folds them and writes the job's result.
+  __device__ __forceinline__ void close_job(const Run& run, uint32_t completed) {
+    const Job& job = run.job;
+    const Cut cut = shared.cut;
+    if (completed == 0) return;
+    const uint32_t owner = job.owner(cut, 0), groups = job.groups();
+    if (!arrive_last(p.tickets + gridDim.x + owner, completed, groups)) return;
+    // The first block has folded its whole groups; a lane finds that total, or one of the other groups.
+    const uint32_t there = job.begin(cut, owner + 1);
+    const uint32_t known = there == job.chunks() ? groups : job.group(there);
+    const uint32_t skip = known > 0 ? 1 : 0;
+    group.clear();
+    for (uint32_t i = 0; i < groups - known + skip; i += 32) {
+      uint32_t block = owner, index = kTotalSlot;
+      if (i + lane >= skip) {
+        const uint32_t c = job.group_chunk(min(known + i + lane - skip, groups - 1));
+        block = job.owner(cut, c);
+        index = job.group_slot(job.begin(cut, block), job.begin(cut, block + 1), c);
+      }
+      fold_partials(run, group, block * p.slots + index, min(groups - known + skip - i, 32u));
+    }
+    write_out(run, group);
+  }
+
+  /// Folds `count` partials, whose numbers the lanes hold, into x; several at a time are on their way.
+  __device__ __forceinline__ void fold_partials(const Run& run, Result& x, uint32_t number, uint32_t count) {
+    constexpr uint32_t kAhead = kRowTiles * kColumnTiles < 4 ? 4 : kRowTiles * kColumnTiles == 4 ? 3 : 2;
+#pragma unroll 1
+    for (uint32_t i = 0; i < count; i += kAhead) {
+      Result next[kAhead];
+#pragma unroll
+      for (uint32_t k = 0; k < kAhead; ++k) {
+        load(run, next[k], __shfl_sync(~0u, number, min(i + k, count - 1)));
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < kAhead; ++k) {
+        if (i + k < count) x.fold(next[k]);
+      }
     }
   }
 
-  __device__ void run() {
-    walk.begin(p, s.plan, S::kRows);
-    while (walk.next(p, S::kRows)) {
-      Result<S> total;
-      read_segment(total);
-      const uint32_t chunks = walk.sequence.chunks, unit = walk.segment.item_unit;
-      if (walk.segment.first > 0 || walk.segment.last < chunks) {
-        const uint32_t block = walk.cut().owner(unit), last = walk.cut().owner(unit + chunks - 1);
-        if (!arrives_last(walk.ticket(p, S::kRows), last - block + 1)) continue;
-        merge(total, block, last);
-      }
-      write_out(total);
+  /// After the block's stores. `count` arrives at a ticket that is complete at `whole`, and is left at 0 then.
+  __device__ __forceinline__ bool arrive_last(uint32_t* ticket, uint32_t count, uint32_t whole) {
+    sync_all();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      const bool last = atomicAdd(ticket, count) + count == whole;
+      if (last) *ticket = 0;
+      __threadfence();
+      shared.is_last = last;
     }
+    sync_all();
+    return shared.is_last != 0;
+  }
+
+  __device__ __forceinline__ void sync_rows() { sync_warps(1 + row_warp, 128); }
+  __device__ __forceinline__ void sync_all() { sync_warps(1 + Shape::kRowWarps, Shape::kConsumers); }
+
+  __device__ __forceinline__ void store(const Run& run, const Result& x, uint32_t block, uint32_t index) const {
+    Stored{p.partials + (uint64_t(block) * p.slots + index) * Stored::kFloats, run.rows, threadIdx.x / 32, lane}.store(x, row);
+  }
+  __device__ __forceinline__ void load(const Run& run, Result& x, uint32_t number) const {
+    Stored{p.partials + uint64_t(number) * Stored::kFloats, run.rows, threadIdx.x / 32, lane}.load(x, row);
+  }
+
+  // ---- Rows ----------------------------------------------------------------------------------------------------
+
+  /// Of the sequence's packed rows; rows that do not exist repeat the last one.
+  __device__ __forceinline__ uint32_t packed_row(const Run& run, int m, int half) const {
+    return run.row + min(row + m * 16 + half * 8, run.rows - 1);
+  }
+  __device__ __forceinline__ uint64_t row_offset(const Run& run, uint32_t packed) const {
+    const uint32_t per_head = p.heads / p.cache.kv_heads;
+    const uint32_t head = run.head * per_head + packed % per_head;
+    return (uint64_t(run.first_row + packed / per_head) * p.heads + head) * kDim;
+  }
+
+  /// Each of the row's four warps fetches a quarter.
+  __device__ __forceinline__ void load_queries(const Run& run, const bf16* from) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      const bf16* upper = from + row_offset(run, packed_row(run, m, 0)) + lane % 4 * 2;
+      const bf16* lower = from + row_offset(run, packed_row(run, m, 1)) + lane % 4 * 2;
+#pragma unroll
+      for (int i = 0; i < (Shape::kSteps + 3) / 4; ++i) {
+        const uint32_t k = i * 4 + quarter;
+        if (k >= Shape::kSteps) continue;
+        const auto two = [&](const bf16* at) { return __ldcg(reinterpret_cast<const uint32_t*>(at + k * 16)); };
+        shared.queries[row_warp][m][k][lane] = make_uint4(two(upper), two(lower), two(upper + 8), two(lower + 8));
+      }
+    }
+    sync_rows();
+    hold_queries();
+  }
+  __device__ __forceinline__ void hold_queries() {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int k = 0; k < Shape::kHeld; ++k) read_query(q[m][k], m, k);
+    }
+  }
+  __device__ __forceinline__ void read_query(uint32_t (&a)[4], int m, int k) const {
+    const uint4 x = shared.queries[row_warp][m][k][lane];
+    a[0] = x.x, a[1] = x.y, a[2] = x.z, a[3] = x.w;
+  }
+
+  /// Zeros for a row that saw no token.
+  __device__ __forceinline__ void write_out(const Run& run, const Result& x) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (row + m * 16 + half * 8 >= run.rows) continue;
+        const float scale = x.total[m][half] > 0 ? 1 / x.total[m][half] : 0;
+        auto* to = reinterpret_cast<uint32_t*>(p.out + row_offset(run, packed_row(run, m, half)) + column);
+#pragma unroll
+        for (int j = 0; j < kColumnTiles; ++j) {
+          // + 0 makes a zero positive, whichever way it came about.
+          to[j * 4] = pack_bf16(x.o[m][j][2 * half] * scale + 0.0f, x.o[m][j][2 * half + 1] * scale + 0.0f);
+        }
+      }
+    }
+  }
+
+  // ---- Tiles ---------------------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void read_chunk(const Run& run, uint32_t c, bool prefix) {
+    const Job& job = run.job;
+    chunk.clear();
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) ones[m][0] = ones[m][1] = ones[m][2] = ones[m][3] = 0;
+    // Tokens that every row sees: those of the last row's start to the first row's end.
+    const uint32_t per_head = p.heads / p.cache.kv_heads;
+    const uint32_t low_row = run.position + run.row / per_head;
+    const uint32_t high_row = run.position + (run.row + run.rows - 1) / per_head;
+    const uint32_t low = first_token(run, prefix, high_row), high = end_token(run, prefix, low_row);
+    const uint32_t shift = prefix ? 0 : job.main_first - job.prefix_tiles;
+    const uint32_t end = job.chunk_tile(c + 1) + shift;
+    uint32_t start = (job.chunk_tile(c) + shift) * kKvTile;
+    const uint32_t stop = end * kKvTile;
+    float s[kRowTiles][2][4];
+    score(s);
+    for (; start < stop; start += kKvTile) {
+      const bool edge = start < low || start + kKvTile > high, more = start + kKvTile < stop;
+      if (edge) mask(run, prefix, start, s);
+      weigh(s);
+      if (edge) {
+        // What was not copied, or not written yet, may be anything: V is taken as 0 there.
+        const uint32_t begin = prefix ? 0 : run.start, last = prefix ? run.prefix_tokens : run.length;
+        accumulate<true, false>(s, max(begin, start) - start, min(last - start, uint32_t(kKvTile)));
+        if (more) score(s);
+      } else if (more) {
+        accumulate<false, true>(s, 0, kKvTile);
+      } else {
+        accumulate<false, false>(s, 0, kKvTile);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) chunk.total[m][0] = ones[m][0], chunk.total[m][1] = ones[m][2];
+  }
+
+  /// What a row at `position` reads of a source: [first_token, end_token).
+  __device__ __forceinline__ uint32_t first_token(const Run& run, bool prefix, uint32_t position) const {
+    if (prefix) return 0;
+    if (p.window == 0) return run.start;
+    return slides(p, position) ? position + 1 - p.window : 0;
+  }
+  __device__ __forceinline__ uint32_t end_token(const Run& run, bool prefix, uint32_t position) const {
+    if (!prefix) return position + 1;
+    return p.window == 0 || slides(p, position) ? run.prefix_tokens : 0;
+  }
+
+  /// s (rows, 16 tokens of this warp) = q k^T * scale * log2(e), of the next tile.
+  __device__ __forceinline__ void score(float (&s)[kRowTiles][2][4]) {
+    clear(s);
+    barrier_wait(&shared.full[slot.index], slot.parity);
+    const uint32_t tile = shared_address(shared.tiles[slot.index]);
+#pragma unroll
+    for (int k = 0; k < Shape::kSteps; ++k) score_step(s, tile, k);
+    slot.next();
+    scale(s);
+  }
+  __device__ __forceinline__ void clear(float (&s)[kRowTiles][2][4]) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0;
+    }
+  }
+  __device__ __forceinline__ void score_step(float (&s)[kRowTiles][2][4], uint32_t tile, int k) {
+    const uint32_t token = quarter * 16 + lane / 16 * 8 + lane % 8, odd = lane / 8 % 2;
+    uint32_t b[4];
+    ldmatrix_x4(b, tile + chunk_offset<kDim>(token, k / 4, k % 4 * 2 + odd));
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      uint32_t fresh[4];
+      if (k >= Shape::kHeld) read_query(fresh, m, k);
+      const auto& a = k >= Shape::kHeld ? fresh : q[m][k < Shape::kHeld ? k : 0];
+      mma_16x8x16(s[m][0], a, b[0], b[1]);
+      mma_16x8x16(s[m][1], a, b[2], b[3]);
+    }
+  }
+  __device__ __forceinline__ void scale(float (&s)[kRowTiles][2][4]) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[m][j][i] *= p.scale_log2;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void mask(const Run& run, bool prefix, uint32_t start, float (&s)[kRowTiles][2][4]) {
+    const uint32_t per_head = p.heads / p.cache.kv_heads;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t position = run.position + packed_row(run, m, half) / per_head;
+        const uint32_t low = first_token(run, prefix, position), high = end_token(run, prefix, position);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const uint32_t token = start + quarter * 16 + j * 8 + lane % 4 * 2 + i;
+            if (token < low || token >= high) s[m][j][2 * half + i] = -INFINITY;
+          }
+        }
+      }
+    }
+  }
+
+  /// Moves the maxima on, and writes the tile's weights 2^(s - maximum) for all four warps.
+  __device__ __forceinline__ void weigh(float (&s)[kRowTiles][2][4]) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float top = fmaxf(fmaxf(s[m][0][2 * half], s[m][0][2 * half + 1]), fmaxf(s[m][1][2 * half], s[m][1][2 * half + 1]));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        const uint32_t at = maxima + (m * 16 + half * 8 + lane / 4) * 16 + quarter * 4;
+        if (lane % 4 == 0) asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(top) : "memory");
+      }
+    }
+    sync_rows();
+    release();
+    float keep[kRowTiles][2];
+    bool moved = false;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t r = m * 16 + half * 8 + lane / 4;
+        float4 x;
+        asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                     : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                     : "r"(maxima + r * 16)
+                     : "memory");
+        const float before = chunk.maximum[m][half];
+        const float now = fmaxf(fmaxf(before, fmaxf(x.x, x.y)), fmaxf(x.z, x.w));
+        chunk.maximum[m][half] = now;
+        keep[m][half] = exp2_approx(before - now);
+        moved |= now > before;
+        const uint32_t line = weights + r * 128 + lane % 4 * 4;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const uint32_t two = pack_bf16(exp2_approx(s[m][j][2 * half] - now), exp2_approx(s[m][j][2 * half + 1] - now));
+          const uint32_t at = line + (((quarter * 2 + j) ^ (r % 8)) * 16);
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(two) : "memory");
+        }
+      }
+    }
+    if (__any_sync(~0u, moved)) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          ones[m][i] *= keep[m][i / 2];
+#pragma unroll
+          for (int j = 0; j < kColumnTiles; ++j) chunk.o[m][j][i] *= keep[m][i / 2];
+        }
+      }
+    }
+    sync_rows();
+  }
+
+  /// chunk.o (rows, columns of this warp) += weights (rows, 64 tokens) v. Of v, tokens [low, high) are there. With kScore
+  /// also scores the next tile: two chains of products that hide each other's latency.
+  template <bool kEdge, bool kScore>
+  __device__ __forceinline__ void accumulate(float (&s)[kRowTiles][2][4], uint32_t low, uint32_t high) {
+    static_assert(Shape::kSteps == 2 * kColumnTiles);
+    const uint32_t v = shared_address(shared.tiles[slot.index]);
+    uint32_t k = 0;
+    auto later = slot;
+    if (kScore) {
+      clear(s);
+      later.next();
+      barrier_wait(&shared.full[slot.index], slot.parity);
+      barrier_wait(&shared.full[later.index], later.parity);
+      k = shared_address(shared.tiles[later.index]);
+    } else {
+      barrier_wait(&shared.full[slot.index], slot.parity);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t a[2][kRowTiles][4], there[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          const uint32_t line = weights + (m * 16 + lane % 16) * 128;
+          ldmatrix_x4(a[i][m], line + (((half * 4 + i * 2 + lane / 16) ^ (lane % 8)) * 16));
+          mma_16x8x16(ones[m], a[i][m], kOnes, kOnes);
+        }
+      }
+      if (kEdge) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t token = half * 32 + i * 8 + lane % 4 * 2;
+          there[i] = (token >= low && token < high ? 0xffffu : 0) | (token + 1 >= low && token + 1 < high ? 0xffff0000u : 0);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) {
+        if (kScore) score_step(s, k, half * kColumnTiles + j);
+        const uint32_t c = quarter * kColumnTiles + j;
+        uint32_t b[4];
+        ldmatrix_x4_trans(b, v + chunk_offset<kDim>(half * 32 + lane, c / 8, c % 8));
+        if (kEdge) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) b[i] &= there[i];
+        }
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) {
+          mma_16x8x16(chunk.o[m][j], a[0][m], b[0], b[1]);
+          mma_16x8x16(chunk.o[m][j], a[1][m], b[2], b[3]);
+        }
+      }
+    }
+    slot.next();
+    if (kScore) {
+      slot.next();
+      scale(s);
+    }
+  }
+
+  /// After the barrier that follows a tile's scores: hands back the slots of its keys and of the last tile's values.
+  /// Not before, for an arrival, and then the next copy, may overtake ldmatrix reads that wait behind another block's
+  /// stores; here each warp has stored what depends on those reads, and a barrier has seen it.
+  __device__ __forceinline__ void release() {
+    if (owes_values) {
+      if (lane == 0) barrier_arrive(&shared.empty[freed.index]);
+      freed.next();
+    }
+    if (lane == 0) barrier_arrive(&shared.empty[freed.index]);
+    freed.next();
+    owes_values = true;
   }
 };
 
-template <class S>
-__device__ __forceinline__ void attend(const AttentionDecodeParams& p) {
-  extern __shared__ __align__(1024) uint8_t bytes[];
-  Shared<S>& s = *reinterpret_cast<Shared<S>*>(bytes);
+template <class Shape>
+__device__ __forceinline__ void attention_decode(const AttentionDecodeParams& p) {
+  static_assert(sizeof(DecodeShared<Shape>) == Shape::kSharedBytes);
+  static_assert(Shape::kBlocks * (sizeof(DecodeShared<Shape>) + 1024) <= 228 * 1024);
+  extern __shared__ __align__(1024) uint8_t dynamic_shared[];
+  auto& shared = *reinterpret_cast<DecodeShared<Shape>*>(dynamic_shared);
   launch_dependents();
-  // No slot may hold what is not finite: a tile that is read in part leaves the rest of it.
-  auto* tiles = reinterpret_cast<uint4*>(s.tiles);
-  for (int i = threadIdx.x; i < S::kSlots * S::kTileBytes / 16; i += S::kThreads) tiles[i] = make_uint4(0, 0, 0, 0);
-  async_proxy_fence();
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kSlots; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], S::kConsumers / 32);
-    for (int i = 0; i < S::kQuerySlots; ++i) {
-      barrier_init(&s.query_full[i], 1), barrier_init(&s.query_empty[i], S::kConsumers / 32);
+    constexpr uint32_t kConsumerWarps = Shape::kConsumers / 32;
+    for (int i = 0; i < Shape::kSlots; ++i) {
+      barrier_init(&shared.full[i], kLanes);
+      barrier_init(&shared.empty[i], kConsumerWarps);
+    }
+    for (int i = 0; i < kRuns; ++i) {
+      barrier_init(&shared.run_full[i], 1);
+      barrier_init(&shared.run_empty[i], kConsumerWarps);
     }
     barrier_init_fence();
-    s.plan.longest = 0;
   }
   __syncthreads();
   wait_prior();
-  make_schedule<S::kThreads>(p, S::kRows, s.plan);
-  if (threadIdx.x >= S::kConsumers) {
-    Producer<S>{p, s, s.walks[S::kConsumers / 32]}.run();
+  if (threadIdx.x < Shape::kConsumers) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kComputeRegisters));
+    Computer<Shape>{p, shared}.work();
   } else {
-    Consumer<S>{p, s, s.walks[threadIdx.x / 32]}.run();
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shape::kLoadRegisters));
+    if (threadIdx.x < Shape::kConsumers + kLanes) Loader<Shape>{p, shared}.work();
   }
 }
 
-// Two blocks an SM fill the shared memory; with 64 rows one does.
-template <int kDim> using Rows16 = Shape<kDim, 1, 1, 6 * 128 / kDim, 2>;
-template <int kDim> using Rows32 = Shape<kDim, 1, 2, 10 * 128 / kDim, 2>;
-
-#define MD_ATTENTION_DECODE(name, shape, blocks)                                                          \
-  static_assert(blocks * (sizeof(Shared<shape>) + 1024) <= 228 * 1024);                                   \
-  extern "C" __global__ void __launch_bounds__(shape::kThreads, blocks)                                   \
-      md_attention_decode_##name(const __grid_constant__ AttentionDecodeParams p) { attend<shape>(p); }
-
-MD_ATTENTION_DECODE(d64_r16, Rows16<64>, 2)
-MD_ATTENTION_DECODE(d64_r32, Rows32<64>, 1)
-MD_ATTENTION_DECODE(d128_r16, Rows16<128>, 2)
-MD_ATTENTION_DECODE(d128_r32, Rows32<128>, 1)
-
 }  // namespace md
+
+// Row tiles of a warp, row warps, slots, blocks on a multiprocessor: tiles.zig says why.
+#define MD_DECODE(d, rows, tiles, warps, slots, blocks)                                                                \
+  extern "C" __global__ void __launch_bounds__(md::DecodeShape<d, tiles, warps, slots, blocks>::kThreads, blocks)      \
+      md_attention_decode_d##d##_r##rows(const __grid_constant__ md::AttentionDecodeParams p) {                        \
+    static_assert(md::DecodeShape<d, tiles, warps, slots, blocks>::kRows == rows);                                     \
+    md::attention_decode<md::DecodeShape<d, tiles, warps, slots, blocks>>(p);                                          \
+  }
+MD_DECODE(64, 16, 1, 1, 12, 2)
+MD_DECODE(64, 32, 1, 2, 24, 1)
+MD_DECODE(64, 64, 2, 2, 24, 1)
+MD_DECODE(96, 16, 1, 1, 8, 2)
+MD_DECODE(96, 32, 1, 2, 16, 1)
+MD_DECODE(96, 64, 2, 2, 16, 1)
+MD_DECODE(128, 16, 1, 1, 6, 2)
+MD_DECODE(128, 32, 1, 2, 12, 1)
+MD_DECODE(128, 64, 2, 2, 12, 1)
+MD_DECODE(256, 16, 1, 1, 6, 1)
+MD_DECODE(256, 32, 1, 2, 6, 1)

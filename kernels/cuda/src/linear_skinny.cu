@@ -231,6 +231,7 @@ __device__ __forceinline__ void linear_skinny(const LinearSkinnyParams& p) {
         if (unit + s % S::kUnits * gridDim.x >= p.units) continue;
         barrier_wait(full + slot, parity);
         multiply_slab<S>(weights + slot * kSlabBytes, b, sums[s]);
+        async_proxy_fence();  // or the next copy may overtake reads of ldmatrix
         __syncwarp();
         if (lane == 0) load_next(slot);
         if (++slot == S::kRing) slot = 0, parity ^= 1;

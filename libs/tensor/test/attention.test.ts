@@ -164,6 +164,34 @@ forEachBackend((backend) => {
     }
   });
 
+  test("long caches, whose chunks make several groups, and rows of each block size", () => {
+    using device = backend.open();
+    const random = new Random();
+    for (const [headDim, heads, rows] of [
+      [64, 3, 2],
+      [96, 2, 1],
+      [128, 2, 9],
+      [256, 1, 2],
+    ] as const) {
+      for (const c of bothWays({ heads, kvHeads: 1, headDim, pageSize: 256 })) {
+        const batch = [
+          randomSequence(random, c, 4700, rows),
+          randomSequence(random, c, random.integer(40, 600), rows),
+        ];
+        const contents = batch.map(({ kv }) => kv);
+        using paged = PagedCache.build(device, random, contents, c);
+        const wanted = batch.map((sequence) => expected(c, sequence));
+        const together = attend(device, paged, c, batch);
+        expectBatch(c, together, wanted, "several groups");
+        // The first is then cut at other places, and by other blocks.
+        const [first] = batch as [Sequence];
+        using blockTable = paged.blockTable.rows(0, 1);
+        const alone = attend(device, paged, c, [first], { blockTable });
+        expectSame(alone, together.slice(0, alone.length), `${headDim}: the first alone`);
+      }
+    }
+  });
+
   test("sequences without rows or without tokens are left alone", () => {
     using device = backend.open();
     const random = new Random();
@@ -216,14 +244,17 @@ forEachBackend((backend) => {
   test("an index list before the tail", () => {
     using device = backend.open();
     const random = new Random();
-    for (const [heads, kvHeads, headDim] of [
-      [6, 3, 64],
-      [8, 1, 128],
+    for (const [heads, kvHeads, headDim, n, longest] of [
+      [6, 3, 64, 150, 500],
+      [8, 1, 128, 150, 500],
+      [4, 2, 96, 150, 500],
+      [3, 1, 256, 150, 500],
+      // Its list makes two groups of chunks.
+      [1, 1, 64, 4200, 4700],
     ] as const) {
-      const n = 150;
       for (const c of bothWays({ heads, kvHeads, headDim })) {
         const batch = [
-          { sequence: randomSequence(random, c, 500, 3), length: n, start: 480 },
+          { sequence: randomSequence(random, c, longest, 3), length: n, start: longest - 20 },
           { sequence: randomSequence(random, c, 130, 1), length: 65, start: 127 },
           { sequence: randomSequence(random, c, 90, 2), length: 0, start: 0 },
           { sequence: randomSequence(random, c, 300, 4), length: 1, start: 200 },
