@@ -15,6 +15,7 @@ test {
     _ = @import("cuda/access.zig");
     _ = @import("cuda/ops/attention_decode.zig");
     _ = @import("cuda/ops/linear_skinny.zig");
+    _ = @import("cuda/ops/linear_cluster.zig");
     _ = @import("cuda/ops/sample.zig");
     _ = @import("cuda/plan.zig");
     _ = @import("cuda/ops/linear_tiled.zig");

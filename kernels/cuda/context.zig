@@ -69,6 +69,11 @@ pub const Context = struct {
         return launch_mod.enqueue(self, kernel, launch_mod.slotOf(kernel), config, params);
     }
 
+    /// Clusters of blocks as `config` has them that fit the GPU at a time.
+    pub fn mostClusters(self: *Context, comptime kernel: Kernel, config: LaunchConfig) Error!u32 {
+        return launch_mod.mostClusters(self, kernel, launch_mod.slotOf(kernel), config);
+    }
+
     /// A copy of `bytes` in device memory for the kernels enqueued next: how the bytes of a mapped
     /// file reach the GPU. At most `upload_bytes`; valid until the next upload, which waits for
     /// those kernels.

@@ -194,6 +194,11 @@ pub const Driver = struct {
         KernelHandle,
         Device,
     ) callconv(.c) Result,
+    cuOccupancyMaxActiveClusters: *const fn (
+        *c_int,
+        FunctionHandle,
+        *const LaunchConfig,
+    ) callconv(.c) Result,
     /// A kernel handle stands for the function of the current context.
     cuLaunchKernelEx: *const fn (
         *const LaunchConfig,

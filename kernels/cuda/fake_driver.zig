@@ -221,6 +221,15 @@ const functions = struct {
         return .success;
     }
 
+    pub fn cuOccupancyMaxActiveClusters(
+        out: *c_int,
+        _: driver.FunctionHandle,
+        _: *const driver.LaunchConfig,
+    ) callconv(.c) Result {
+        out.* = 15;
+        return .success;
+    }
+
     pub fn cuLibraryGetKernel(
         out: *driver.KernelHandle,
         _: driver.LibraryHandle,

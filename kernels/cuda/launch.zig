@@ -26,6 +26,8 @@ pub const Slot = struct {
     /// Serial number of the context that it was made ready for last; where contexts of one process
     /// take turns it is made ready again, which changes nothing.
     ready_for: std.atomic.Value(u32) = .init(0),
+    /// Clusters that fit the GPU at a time, once asked; 0 before.
+    clusters: std.atomic.Value(u32) = .init(0),
 };
 
 /// One for each kernel that the program names.
@@ -64,6 +66,23 @@ pub fn enqueue(
     const functions = ctx.functions;
     const native = launchConfig(ctx, config);
     try ctx.check(functions.cuLaunchKernelEx(&native, handle, &.{params}, null), kernel.name);
+}
+
+/// Clusters of a kernel that has its cluster's size compiled in that fit the GPU at a time. The
+/// multiprocessors of a cluster are neighbours, so it is fewer than their number says.
+pub fn mostClusters(ctx: *Context, kernel: Kernel, slot: *Slot, config: LaunchConfig) Error!u32 {
+    const known = slot.clusters.load(.acquire);
+    if (known > 0 and slot.ready_for.load(.acquire) == ctx.serial) return known;
+    if (slot.ready_for.load(.acquire) != ctx.serial) try makeReady(ctx, kernel, slot);
+    var function: driver.FunctionHandle = undefined;
+    try ctx.call(.cuKernelGetFunction, .{ &function, slot.handle.load(.acquire).? });
+    var native = launchConfig(ctx, config);
+    native.attribute_count = 0;
+    var count: c_int = 0;
+    try ctx.call(.cuOccupancyMaxActiveClusters, .{ &count, function, &native });
+    const clusters: u32 = @intCast(@max(count, 1));
+    slot.clusters.store(clusters, .release);
+    return clusters;
 }
 
 /// Kernels overlap the end of the one before (griddepcontrol), where the GPU can.

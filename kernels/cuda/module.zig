@@ -10,6 +10,7 @@ pub const Module = enum {
     attention_portable,
     probe,
     linear_skinny,
+    linear_cluster,
     linear_tiled,
     attention_decode,
     attention_prefill,
@@ -17,7 +18,12 @@ pub const Module = enum {
     /// Whether it uses what only Hopper has: the copy engine, barriers in shared memory, wgmma.
     pub fn needsHopper(self: Module) bool {
         return switch (self) {
-            .linear_skinny, .linear_tiled, .attention_decode, .attention_prefill => true,
+            .linear_skinny,
+            .linear_cluster,
+            .linear_tiled,
+            .attention_decode,
+            .attention_prefill,
+            => true,
             else => false,
         };
     }

@@ -4,6 +4,7 @@ const errors = @import("../../core/errors.zig");
 const access = @import("../access.zig");
 const Context = @import("../context.zig").Context;
 const skinny = @import("linear_skinny.zig");
+const cluster = @import("linear_cluster.zig");
 const tiled = @import("linear_tiled.zig");
 const most_skinny_rows = @import("../tiles.zig").linear_skinny.most_rows;
 
@@ -28,9 +29,10 @@ comptime {
 
 pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
     if (desc.x.shape[0] == 0) return;
-    // Both have the same order of sums: which one it is changes no bit.
+    // All have the same order of sums: which one it is changes no bit.
     if (tiled.takes(ctx, desc)) {
-        return if (desc.x.shape[0] <= most_skinny_rows) skinny.linear(ctx, desc) else tiled.linear(ctx, desc);
+        if (desc.x.shape[0] <= most_skinny_rows) return skinny.linear(ctx, desc);
+        return if (cluster.takes(desc)) cluster.linear(ctx, desc) else tiled.linear(ctx, desc);
     }
     return portable(ctx, desc);
 }

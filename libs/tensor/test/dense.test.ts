@@ -103,6 +103,7 @@ forEachBackend((backend: TestBackend) => {
       [2, 65, 63],
       [5, 130, 577],
       [17, 192, 100],
+      [29, 208, 1088],
       [64, 70, 129],
       [67, 128, 66],
     ] as const) {
@@ -142,6 +143,7 @@ forEachBackend((backend: TestBackend) => {
       [1, 64, 96],
       [3, 65, 64],
       [9, 192, 65],
+      [20, 80, 1152],
       [66, 128, 64],
     ] as const) {
       const x = random.bf16(rows * k);
@@ -162,6 +164,7 @@ forEachBackend((backend: TestBackend) => {
     for (const [n, k, epilogue] of [
       [192, 577, "none"],
       [320, 2048, "silu_mul"],
+      [336, 1088, "none"],
       [70, 64, "none"],
     ] as const) {
       const x = random.bf16(rows * k);

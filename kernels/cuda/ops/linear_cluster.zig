@@ -1,0 +1,88 @@
+//! Linear layers of 17 to 32 rows on Hopper. The kernel is described in src/linear_cluster.cu.
+const std = @import("std");
+const types = @import("../../abi/types.zig");
+const errors = @import("../../core/errors.zig");
+const access = @import("../access.zig");
+const layout = @import("../layout.zig");
+const tensor_map = @import("../tensor_map.zig");
+const tiles = @import("../tiles.zig").linear_cluster;
+const context = @import("../context.zig");
+const Context = context.Context;
+
+/// LinearClusterParams in src/linear_cluster.cu.
+const Params = extern struct {
+    x: tensor_map.TensorMap,
+    weight: u64,
+    bias: u64,
+    residual: u64,
+    out: u64,
+    rows: u32,
+    columns: u32,
+    slabs: u32,
+    silu_mul: u32,
+    out_f32: u32,
+    weight_tiles: u32,
+    token_tiles: u32,
+    reserved: u32 = 0,
+};
+
+comptime {
+    std.debug.assert(@sizeOf(Params) == 192);
+}
+
+const kernel: context.Kernel = .{ .module = .linear_cluster, .name = "md_linear_cluster_32" };
+
+/// Whether this kernel computes what linear_tiled takes: every block of a cluster needs a segment.
+pub fn takes(desc: *const types.LinearDesc) bool {
+    return desc.x.shape[0] <= tiles.tokens and slabsOf(desc) >= tiles.blocks;
+}
+
+/// `desc` is one that the kernel takes, of at least one row.
+pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
+    const silu_mul = desc.epilogue == .silu_mul;
+    const columns = if (silu_mul) desc.weight.n / 2 else desc.weight.n;
+    const rows, const k = .{ desc.x.shape[0], desc.weight.k };
+    const tile_columns: u32 = if (silu_mul) tiles.tile_rows / 2 else tiles.tile_rows;
+    const weight_tiles = access.blocks(columns, tile_columns);
+    const params: Params = .{
+        .x = try tensor_map.encode2d(
+            ctx,
+            .bf16,
+            desc.x.data,
+            rows,
+            k,
+            @as(u64, k) * @sizeOf(u16),
+            tiles.tokens,
+            tiles.box_columns,
+            .b128,
+        ),
+        .weight = desc.weight.data,
+        .bias = desc.bias.data,
+        .residual = desc.residual.data,
+        .out = desc.out.data,
+        .rows = rows,
+        .columns = columns,
+        .slabs = slabsOf(desc),
+        .silu_mul = @intFromBool(silu_mul),
+        .out_f32 = @intFromBool(desc.out.dtype == .f32),
+        .weight_tiles = weight_tiles,
+        .token_tiles = 1,
+    };
+    var config: context.LaunchConfig = .{
+        .grid = .{ tiles.blocks, 1, 1 },
+        .block = tiles.threads,
+        .shared_bytes = tiles.sharedBytes(),
+    };
+    // One that had to wait for another to end would double the time.
+    const clusters = @min(weight_tiles, try ctx.mostClusters(kernel, config));
+    config.grid[0] = clusters * tiles.blocks;
+    return ctx.launch(kernel, config, &params);
+}
+
+fn slabsOf(desc: *const types.LinearDesc) u32 {
+    return access.blocks(desc.weight.k, layout.slab_k);
+}
+
+test "what a block shares fits" {
+    try std.testing.expect(tiles.sharedBytes() <= 227 * 1024);
+}
