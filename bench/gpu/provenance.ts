@@ -34,11 +34,11 @@ export function gpuState(index: number): Readonly<Record<string, string>> | null
   }
 }
 
-/** Commit, from git or from what was carried to a machine without it. */
+/** Commit, from what was carried here (bench/gpu/run.sh), whose library it names, or from git. */
 function commit(): string | null {
+  if (Bun.env.MAGICDEC_COMMIT !== undefined) return Bun.env.MAGICDEC_COMMIT;
   const state = gitState(root);
-  if (state !== null) return `${state.commit}${state.dirty ? " with changes" : ""}`;
-  return Bun.env.MAGICDEC_COMMIT ?? null;
+  return state === null ? null : `${state.commit}${state.dirty ? " with changes" : ""}`;
 }
 
 /** Everything about a run but its figures; to be taken right after them, for the clocks. */

@@ -88,7 +88,7 @@ fi
 
 export PATH="$home/bin:$PATH"
 export MAGICDEC_LIB="$home/libmagicdec.so"
-# What results name as their source where git is not there to ask.
+# What results name as their source: the library's, whatever a checkout here says.
 MAGICDEC_COMMIT=$(sed -n 's/^ *"commit": "\(.*\)".*/\1/p' "$home/bundle.json")
 grep -q '"dirty": false' "$home/bundle.json" || MAGICDEC_COMMIT="$MAGICDEC_COMMIT with changes"
 export MAGICDEC_COMMIT
