@@ -32,7 +32,7 @@ pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
     // All have the same order of sums: which one it is changes no bit.
     if (tiled.takes(ctx, desc)) {
         if (desc.x.shape[0] <= most_skinny_rows) return skinny.linear(ctx, desc);
-        return if (cluster.takes(desc)) cluster.linear(ctx, desc) else tiled.linear(ctx, desc);
+        return if (cluster.takes(ctx, desc)) cluster.linear(ctx, desc) else tiled.linear(ctx, desc);
     }
     return portable(ctx, desc);
 }

@@ -32,18 +32,18 @@ comptime {
 
 const kernel: context.Kernel = .{ .module = .linear_cluster, .name = "md_linear_cluster_32" };
 
-/// Whether this kernel computes what linear_tiled takes: every block of a cluster needs a segment.
-pub fn takes(desc: *const types.LinearDesc) bool {
-    return desc.x.shape[0] <= tiles.tokens and slabsOf(desc) >= tiles.blocks;
+/// Whether this kernel computes what linear_tiled takes: every block of a cluster needs a segment,
+/// and many tiles fill the chip as they are.
+pub fn takes(ctx: *const Context, desc: *const types.LinearDesc) bool {
+    const few = tileCount(desc) < tiles.most_rounds * ctx.sm_count;
+    return desc.x.shape[0] <= tiles.tokens and slabsOf(desc) >= tiles.blocks and few;
 }
 
 /// `desc` is one that the kernel takes, of at least one row.
 pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
     const silu_mul = desc.epilogue == .silu_mul;
-    const columns = if (silu_mul) desc.weight.n / 2 else desc.weight.n;
     const rows, const k = .{ desc.x.shape[0], desc.weight.k };
-    const tile_columns: u32 = if (silu_mul) tiles.tile_rows / 2 else tiles.tile_rows;
-    const weight_tiles = access.blocks(columns, tile_columns);
+    const weight_tiles = tileCount(desc);
     const params: Params = .{
         .x = try tensor_map.encode2d(
             ctx,
@@ -61,7 +61,7 @@ pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
         .residual = desc.residual.data,
         .out = desc.out.data,
         .rows = rows,
-        .columns = columns,
+        .columns = if (silu_mul) desc.weight.n / 2 else desc.weight.n,
         .slabs = slabsOf(desc),
         .silu_mul = @intFromBool(silu_mul),
         .out_f32 = @intFromBool(desc.out.dtype == .f32),
@@ -77,6 +77,12 @@ pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
     const clusters = @min(weight_tiles, try ctx.mostClusters(kernel, config));
     config.grid[0] = clusters * tiles.blocks;
     return ctx.launch(kernel, config, &params);
+}
+
+/// With SiLU a tile is the gate rows of half as many columns and their up rows.
+fn tileCount(desc: *const types.LinearDesc) u32 {
+    const paired: u32 = if (desc.epilogue == .silu_mul) 2 else 1;
+    return access.blocks(desc.weight.n / paired, tiles.tile_rows / paired);
 }
 
 fn slabsOf(desc: *const types.LinearDesc) u32 {
