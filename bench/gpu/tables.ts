@@ -4,9 +4,15 @@ import type { CellResults } from "./cells.ts";
 import type { Cell, CellResult, CellTimes } from "./cells_measure.ts";
 import type { GpuKernelResults, GpuRow } from "./kernels.ts";
 
+/** What bench/gpu/loading.ts writes. */
+interface LoadingResults {
+  readonly samples: readonly { readonly gigabytesPerSecond: number; readonly hostBytes: number }[];
+}
+
 export interface GpuResults {
   readonly kernels: GpuKernelResults | undefined;
   readonly cells: CellResults | undefined;
+  readonly loading?: LoadingResults | undefined;
   readonly peer: { readonly cells: readonly (Cell & CellTimes)[] };
 }
 
@@ -78,7 +84,25 @@ function cellTable(results: CellResults, peers: readonly (Cell & CellTimes)[]): 
 
 /** Lines of the table of aims; a line whose figures are not there is left out. */
 function aimRows(results: GpuResults): string[][] {
-  return [...kernelAims(results.kernels), ...cellAims(results)];
+  return [...kernelAims(results.kernels), ...cellAims(results), ...loadingAims(results.loading)];
+}
+
+function loadingAims(loading: LoadingResults | undefined): string[][] {
+  const samples = loading?.samples ?? [];
+  if (samples.length === 0) return [];
+  const rates = range(samples.map(({ gigabytesPerSecond }) => gigabytesPerSecond));
+  const host = range(
+    samples.map(({ hostBytes }) => hostBytes / 2 ** 20),
+    0,
+  );
+  return [
+    [
+      "loading 16 GB from the page cache, GB/s; host memory, MiB",
+      `${rates}; ${host}`,
+      "4; 1024",
+      "",
+    ],
+  ];
 }
 
 interface KernelAim {

@@ -15,7 +15,7 @@ const end = "<!-- /generated -->";
 const help = `bun bench/src/readme_tables.ts [--write | --check]
 
 Makes README.md's GPU tables, between ${begin} and ${end}, from
-bench/results/${machine}/kernels.json and cells.json, and MagicDec's figures in bench/results/peers.
+bench/results/${machine}/kernels.json, cells.json and loading.json, and MagicDec's figures in bench/results/peers.
 Prints them where neither is asked for.
 
   --write   put them into README.md
@@ -34,8 +34,9 @@ function section(): string | undefined {
   const kernels = read<Input["kernels"]>(`${machine}/kernels.json`);
   const cells = read<Input["cells"]>(`${machine}/cells.json`);
   if (kernels === undefined && cells === undefined) return undefined;
+  const loading = read<Input["loading"]>(`${machine}/loading.json`);
   const peer = read<Input["peer"]>("peers/magicdec-h200.json") ?? { cells: [] };
-  return gpuSection({ kernels, cells, peer });
+  return gpuSection({ kernels, cells, loading, peer });
 }
 
 /** `text` with what stands between the markers replaced. */
