@@ -5,14 +5,10 @@
 // sums meet in shared memory: each warp sends its 16 weight rows to one of the blocks (st.async), which adds the segments
 // up in order, the order of linear_tiled.cu and linear_skinny.cu, and writes the result, while the next tile is
 // multiplied already.
-#include "layout.cuh"
+#include "linear_output.cuh"
 #include "linear_tiled.cuh"
 
 namespace md {
-
-struct alignas(64) TensorMap {
-  uint64_t words[16];
-};
 
 struct LinearClusterParams {
   TensorMap x;           // (rows, k) bf16 in boxes of a tile's tokens x 64 k, 128-byte swizzle
@@ -27,7 +23,6 @@ struct LinearClusterParams {
 };
 static_assert(sizeof(LinearClusterParams) == 192);
 
-constexpr int kTileRows = 128, kSlabBytes = kSlabElements * 2, kTileSlabs = kTileRows / kSlabRows, kBoxK = 64;
 constexpr int kSegments = 8;
 // Warps: eight multiply, four add up and write, one brings weights, one tokens.
 constexpr int kMultipliers = 8, kAdders = 4;
@@ -56,14 +51,6 @@ struct ClusterShared {
 };
 
 #if __CUDA_ARCH__ >= 900
-
-template <int kStages>
-struct Ring {
-  uint32_t stage = 0, phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == kStages) stage = 0, phase ^= 1;
-  }
-};
 
 // ---- Clusters --------------------------------------------------------------------------------------------------
 
@@ -150,53 +137,12 @@ __device__ __forceinline__ void produce_tokens(const LinearClusterParams& p, Clu
 }
 
 // ---- Multiplying -----------------------------------------------------------------------------------------------
-// A thread holds two weight rows (g = lane / 4, and g + 8 of the warp's 16); in each 8 tokens its pair 2 * (lane % 4).
 
 template <class S>
 struct Multiplier {
   ClusterShared<S>& shared;
   const uint32_t warp, lane;
-  Ring<S::kWeightStages> weights;
-  Ring<S::kTokenStages> tokens;
-
-  __device__ __forceinline__ void release(uint64_t* barriers, uint32_t stage) {
-    if (lane == 0) barrier_arrive(barriers + stage);
-  }
-
-  /// sums = one segment's chain; it has ended on return.
-  __device__ __forceinline__ void multiply(float (&sums)[S::kSums], uint32_t slabs) {
-    const uint32_t warpgroup_offset = warp / 4 * (S::kWeightBytes / 2);
-    uint32_t weights_used = 0, tokens_used = 0;
-#pragma unroll
-    for (int i = 0; i < S::kSums; ++i) sums[i] = 0.f;
-    for (uint32_t i = 0; i < slabs; ++i) {
-      barrier_wait(&shared.weights_full[weights.stage], weights.phase);
-      const uint64_t a =
-          panel_descriptor(shared_address(shared.weights[weights.stage]) + warpgroup_offset, 2 * 8 * 128, 16);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        barrier_wait(&shared.tokens_full[tokens.stage], tokens.phase);
-        const uint64_t b = panel_descriptor(shared_address(shared.tokens[tokens.stage]), 8 * 128, 16);
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          wgmma_rows(sums, a + half * (1024 >> 4) + step * (32 >> 4), b + step * (32 >> 4));
-        }
-        wgmma_commit();
-        wgmma_wait<1>();  // the half before has ended
-        if (half > 0 || i > 0) release(shared.tokens_empty, tokens_used);
-        if (half == 0 && i > 0) release(shared.weights_empty, weights_used);
-        tokens_used = tokens.stage;
-        tokens.next();
-      }
-      weights_used = weights.stage;
-      weights.next();
-    }
-    wgmma_wait<0>();
-    pin(sums);
-    release(shared.tokens_empty, tokens_used);
-    release(shared.weights_empty, weights_used);
-  }
+  TileProduct<S, ClusterShared<S>> product;
 
   /// A warp's rows go to the block of their number; with SiLU gate and up rows of the same columns meet in one block,
   /// half the tokens in each of two.
@@ -204,7 +150,7 @@ struct Multiplier {
     Ring<S::kReceives> ring;
     float sums[S::kSums];
     for (TileWalk walk(p); walk.more(); walk.next()) {
-      multiply(sums, slabs);
+      product.multiply(sums, slabs);
       barrier_wait(&shared.sums_empty[ring.stage], ring.phase ^ 1);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -223,23 +169,6 @@ struct Multiplier {
 };
 
 // ---- Adding up -------------------------------------------------------------------------------------------------
-
-/// Each step rounded by itself, as linear_skinny.cu and linear_tiled.cu have it.
-__device__ __forceinline__ void write_output(const LinearClusterParams& p, uint32_t token, uint32_t column, float value,
-                                             float up) {
-  const uint64_t at = uint64_t(token) * p.columns + column;
-  if (p.bias != nullptr) value = __fadd_rn(value, __bfloat162float(p.bias[column]));
-  if (p.silu_mul) {
-    if (p.bias != nullptr) up = __fadd_rn(up, __bfloat162float(p.bias[p.columns + column]));
-    value = __fmul_rn(__fdiv_rn(value, __fadd_rn(1.0f, __expf(-value))), up);
-  }
-  if (p.residual != nullptr) value = __fadd_rn(value, __bfloat162float(p.residual[at]));
-  if (p.out_f32) {
-    static_cast<float*>(p.out)[at] = value;
-  } else {
-    static_cast<bf16*>(p.out)[at] = __float2bfloat16(value);
-  }
-}
 
 template <class S>
 struct Adder {
@@ -265,7 +194,7 @@ struct Adder {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t t = token + i % 2, c = column + i / 2 * 8;
-      if (t < p.rows) write_output(p, t, c, values[i], ups[i]);
+      if (t < p.rows) write_output(p, p.silu_mul, t, c, values[i], ups[i]);
     }
   }
 
@@ -325,7 +254,7 @@ __device__ __forceinline__ void linear_cluster(const LinearClusterParams& p) {
   const uint32_t begin = rank * p.slabs / kSegments, slabs = (rank + 1) * p.slabs / kSegments - begin;
   if (warp < kMultipliers) {
     cluster_wait();  // the others' barriers stand
-    Multiplier<S>{shared, warp, lane}.run(p, rank, slabs);
+    Multiplier<S>{shared, warp, lane, {shared, warp, lane}}.run(p, rank, slabs);
   } else if (warp < kMultipliers + kAdders) {
     cluster_wait();
     wait_prior();

@@ -6,6 +6,7 @@
 // first of which start before the kernels ahead have ended, and x by cp.async. Loads run ahead over the units of a
 // block; the warps meet once a pass, to add up the segments' sums in order.
 #include "layout.cuh"
+#include "linear_output.cuh"
 
 namespace md {
 
@@ -150,24 +151,6 @@ __device__ __forceinline__ float4 fold_segments(const LinearSkinnyParams& p, con
   return total;
 }
 
-template <bool kSilu>
-__device__ __forceinline__ void write_output(const LinearSkinnyParams& p, uint32_t row, uint32_t column, float value,
-                                             float up) {
-  const uint64_t at = uint64_t(row) * p.columns + column;
-  // Rounded one by one, as linear_tiled.cu does: a fused multiply-add would give other bits.
-  if (p.bias != nullptr) value = __fadd_rn(value, __bfloat162float(p.bias[column]));
-  if (kSilu) {
-    if (p.bias != nullptr) up = __fadd_rn(up, __bfloat162float(p.bias[p.columns + column]));
-    value = __fmul_rn(__fdiv_rn(value, __fadd_rn(1.0f, __expf(-value))), up);
-  }
-  if (p.residual != nullptr) value = __fadd_rn(value, __bfloat162float(p.residual[at]));
-  if (p.out_f32) {
-    static_cast<float*>(p.out)[at] = value;
-  } else {
-    static_cast<bf16*>(p.out)[at] = __float2bfloat16(value);
-  }
-}
-
 /// Adds up the segments of a pass and writes its columns; a thread takes four outputs at a time.
 template <class S>
 __device__ __forceinline__ void finish_pass(const LinearSkinnyParams& p, const float (*sums)[S::kSums],
@@ -182,7 +165,7 @@ __device__ __forceinline__ void finish_pass(const LinearSkinnyParams& p, const f
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t column = unit * 16 + lane / 4 + i / 2 * 8, token = tile * 8 + lane % 4 * 2 + i % 2;
-      if (token < p.rows) write_output<S::kSilu>(p, token, column, values[i], ups[i]);
+      if (token < p.rows) write_output(p, S::kSilu, token, column, values[i], ups[i]);
     }
   }
 }

@@ -6,14 +6,9 @@
 // That fixes a row's bits whoever computes which segment. Where whole tiles would leave multiprocessors idle, the last
 // tiles are cut between blocks: a block's run of (tile, segment) units is contiguous, a block that holds a tile's first
 // segments adds up the tile, and blocks that hold later ones hand each over through memory.
-#include "layout.cuh"
 #include "linear_tiled.cuh"
 
 namespace md {
-
-struct alignas(64) TensorMap {
-  uint64_t words[16];
-};
 
 struct LinearTiledParams {
   TensorMap x;           // (rows, k) bf16 in boxes of a tile's tokens x 64 k, 128-byte swizzle
@@ -33,8 +28,7 @@ struct LinearTiledParams {
 };
 static_assert(sizeof(LinearTiledParams) == 256);
 
-constexpr int kTileRows = 128, kWarps = 8, kSlabBytes = kSlabElements * 2, kTileSlabs = kTileRows / kSlabRows;
-constexpr int kBoxK = 64;
+constexpr int kWarps = 8;
 
 template <int kTileTokens, int kWeightStageCount, int kTokenStageCount>
 struct TiledShape {
@@ -57,15 +51,6 @@ struct TiledShared {
 };
 
 #if __CUDA_ARCH__ >= 900
-
-/// A place in a ring of stages; `phase` is the parity of the rounds before.
-template <int kStages>
-struct Ring {
-  uint32_t stage = 0, phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == kStages) stage = 0, phase ^= 1;
-  }
-};
 
 // ---- What a block computes -------------------------------------------------------------------------------------
 
@@ -159,54 +144,13 @@ __device__ __forceinline__ void produce_tokens(const LinearTiledParams& p, Tiled
 }
 
 // ---- Consumers: warpgroups of 64 weight rows -------------------------------------------------------------------
-// A thread holds two weight rows (g = lane / 4, and g + 8 of the warp's 16); in each 8 tokens its pair 2 * (lane % 4).
 
 template <class S>
 struct Consumer {
   const LinearTiledParams& p;
   TiledShared<S>& shared;
   const uint32_t thread, warp, lane;
-  Ring<S::kWeightStages> weights;
-  Ring<S::kTokenStages> tokens;
-
-  __device__ __forceinline__ void release(uint64_t* barriers, uint32_t stage) {
-    if (lane == 0) barrier_arrive(barriers + stage);
-  }
-
-  /// sums = one segment's chain, which nothing may touch until it has ended: it has on return.
-  __device__ __forceinline__ void multiply(float (&sums)[S::kSums], uint32_t slabs) {
-    const uint32_t warpgroup_offset = warp / 4 * (S::kWeightBytes / 2);
-    uint32_t weights_used = 0, tokens_used = 0;
-#pragma unroll
-    for (int i = 0; i < S::kSums; ++i) sums[i] = 0.f;
-    for (uint32_t i = 0; i < slabs; ++i) {
-      barrier_wait(&shared.weights_full[weights.stage], weights.phase);
-      const uint64_t a =
-          panel_descriptor(shared_address(shared.weights[weights.stage]) + warpgroup_offset, 2 * 8 * 128, 16);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        barrier_wait(&shared.tokens_full[tokens.stage], tokens.phase);
-        const uint64_t b = panel_descriptor(shared_address(shared.tokens[tokens.stage]), 8 * 128, 16);
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          wgmma_rows(sums, a + half * (1024 >> 4) + step * (32 >> 4), b + step * (32 >> 4));
-        }
-        wgmma_commit();
-        wgmma_wait<1>();  // the half before has ended
-        if (half > 0 || i > 0) release(shared.tokens_empty, tokens_used);
-        if (half == 0 && i > 0) release(shared.weights_empty, weights_used);
-        tokens_used = tokens.stage;
-        tokens.next();
-      }
-      weights_used = weights.stage;
-      weights.next();
-    }
-    wgmma_wait<0>();
-    pin(sums);
-    release(shared.tokens_empty, tokens_used);
-    release(shared.weights_empty, weights_used);
-  }
+  TileProduct<S, TiledShared<S>> product;
 
   /// This thread's four sums i.. of a unit that is handed over, in the order that both ends use.
   __device__ __forceinline__ float4* partial(uint32_t unit, int i) {
@@ -375,7 +319,7 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < S::kSums; ++i) total[i] = 0.f;
       for (uint32_t s = part.first; s < part.end; ++s) {
-        multiply(sums, first_slab(p, s + 1) - first_slab(p, s));
+        product.multiply(sums, first_slab(p, s + 1) - first_slab(p, s));
         if (part.first > 0) {
           hand_over(sums, part.unit + s - part.first);
         } else if (s == 0) {
@@ -423,7 +367,7 @@ __device__ __forceinline__ void linear_tiled(const LinearTiledParams& p) {
   } else {
     take_registers<kConsumerRegisters>();
     wait_prior();
-    Consumer<S>{p, shared, threadIdx.x, warp, lane}.run();
+    Consumer<S>{p, shared, threadIdx.x, warp, lane, {shared, warp, lane}}.run();
   }
 }
 

@@ -1,11 +1,18 @@
-// Warpgroup products of a linear layer (sm_90a): 64 weight rows on n tokens, both in shared memory with k along the
-// rows and the 128-byte swizzle.
+// What linear_tiled.cu and linear_cluster.cu share (sm_90a): warpgroup products of 64 weight rows and n tokens, both in
+// shared memory with k along the rows and the 128-byte swizzle.
 #pragma once
 #include "attention_wgmma.cuh"
-
-#if __CUDA_ARCH__ >= 900
+#include "layout.cuh"
 
 namespace md {
+
+struct alignas(64) TensorMap {
+  uint64_t words[16];
+};
+
+constexpr int kTileRows = 128, kSlabBytes = kSlabElements * 2, kTileSlabs = kTileRows / kSlabRows, kBoxK = 64;
+
+#if __CUDA_ARCH__ >= 900
 
 #define MD_OUT8(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -50,6 +57,65 @@ __device__ __forceinline__ void await_arrivals(const uint32_t* at, uint32_t coun
   } while (seen != count);
 }
 
+/// A place in a ring of stages; `phase` is the parity of the rounds before.
+template <int kStages>
+struct Ring {
+  uint32_t stage = 0, phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) stage = 0, phase ^= 1;
+  }
+};
+
+/// One of eight warps, two warpgroups of 64 weight rows, that multiply a tile's weights with its tokens from rings in shared
+/// memory that other warps fill. A thread holds two weight rows (g = lane / 4, and g + 8 of the warp's 16); in each 8
+/// tokens its pair 2 * (lane % 4).
+template <class S, class Shared>
+struct TileProduct {
+  Shared& shared;
+  const uint32_t warp, lane;
+  Ring<S::kWeightStages> weights;
+  Ring<S::kTokenStages> tokens;
+
+  __device__ __forceinline__ void release(uint64_t* barriers, uint32_t stage) {
+    if (lane == 0) barrier_arrive(barriers + stage);
+  }
+
+  /// sums = one segment's chain, which nothing may touch until it has ended: it has on return.
+  __device__ __forceinline__ void multiply(float (&sums)[S::kSums], uint32_t slabs) {
+    const uint32_t warpgroup_offset = warp / 4 * (S::kWeightBytes / 2);
+    uint32_t weights_used = 0, tokens_used = 0;
+#pragma unroll
+    for (int i = 0; i < S::kSums; ++i) sums[i] = 0.f;
+    for (uint32_t i = 0; i < slabs; ++i) {
+      barrier_wait(&shared.weights_full[weights.stage], weights.phase);
+      const uint64_t a =
+          panel_descriptor(shared_address(shared.weights[weights.stage]) + warpgroup_offset, 2 * 8 * 128, 16);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        barrier_wait(&shared.tokens_full[tokens.stage], tokens.phase);
+        const uint64_t b = panel_descriptor(shared_address(shared.tokens[tokens.stage]), 8 * 128, 16);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          wgmma_rows(sums, a + half * (1024 >> 4) + step * (32 >> 4), b + step * (32 >> 4));
+        }
+        wgmma_commit();
+        wgmma_wait<1>();  // the half before has ended
+        if (half > 0 || i > 0) release(shared.tokens_empty, tokens_used);
+        if (half == 0 && i > 0) release(shared.weights_empty, weights_used);
+        tokens_used = tokens.stage;
+        tokens.next();
+      }
+      weights_used = weights.stage;
+      weights.next();
+    }
+    wgmma_wait<0>();
+    pin(sums);
+    release(shared.tokens_empty, tokens_used);
+    release(shared.weights_empty, weights_used);
+  }
+};
+
 #undef MD_OUT8
 #undef MD_OUT16
 #undef MD_OUT32
@@ -58,6 +124,6 @@ __device__ __forceinline__ void await_arrivals(const uint32_t* at, uint32_t coun
 #undef MD_NAMES64
 #undef MD_PRODUCT
 
-}  // namespace md
-
 #endif
+
+}  // namespace md
