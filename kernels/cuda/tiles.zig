@@ -79,12 +79,11 @@ pub const linear_cluster = struct {
     /// 64 the sums on their way leave room for less of the weights, and nothing is gained.
     pub const tokens = 32;
     pub const tile_rows = 128;
-    pub const box_columns = 64;
     /// As many tiles a multiprocessor are linear_tiled's: 128256 columns take 257 us here, 244 there.
     pub const most_rounds = 4;
     /// Blocks of a cluster, one for each segment of k.
     pub const blocks = 8;
-    /// Eight multiply, four add up, four of which two work bring weights and tokens.
+    /// Eight warps multiply, four add up; of the last four two bring weights and tokens.
     pub const threads = 16 * 32;
     const weight_stages = 5;
     const token_stages = 6;
@@ -92,7 +91,7 @@ pub const linear_cluster = struct {
 
     pub fn sharedBytes() u32 {
         const weights = weight_stages * tile_rows * 128 * @sizeOf(u16);
-        const x = token_stages * tokens * box_columns * @sizeOf(u16);
+        const x = token_stages * tokens * linear_tiled.box_columns * @sizeOf(u16);
         // A tile's sums of every segment for the rows of one block.
         const sums = receives * tile_rows * tokens * @sizeOf(f32);
         const barriers = 2 * (weight_stages + token_stages + receives) * @sizeOf(u64);
@@ -176,8 +175,8 @@ pub const attention_decode = struct {
 
     /// The least that holds the rows of a sequence is taken: padding costs registers and time. Which
     /// one it is changes no bit. 16 rows let two blocks share a multiprocessor. With 32 rows each row
-    /// tile has warps of its own in one block: 4.43, 4.45, 4.06 and 3.48, where two blocks of four
-    /// warps with two row tiles each give 4.34, 4.19, 3.96 and 3.37. With 64 rows the registers leave
+    /// tile has warps of its own in one block: 4.50, 4.45, 4.27 and 3.81 in short runs, where two blocks
+    /// of four warps with two row tiles each give 4.39, 4.27, 4.15 and 3.78. With 64 rows the registers leave
     /// one block, of two row tiles a warp.
     pub fn shapes(comptime head_dim: u32) []const Shape {
         return switch (head_dim) {

@@ -6,6 +6,7 @@ const access = @import("../access.zig");
 const layout = @import("../layout.zig");
 const tensor_map = @import("../tensor_map.zig");
 const tiles = @import("../tiles.zig").linear_cluster;
+const tiled = @import("linear_tiled.zig");
 const context = @import("../context.zig");
 const Context = context.Context;
 
@@ -22,8 +23,6 @@ const Params = extern struct {
     silu_mul: u32,
     out_f32: u32,
     weight_tiles: u32,
-    token_tiles: u32,
-    reserved: u32 = 0,
 };
 
 comptime {
@@ -41,32 +40,19 @@ pub fn takes(ctx: *const Context, desc: *const types.LinearDesc) bool {
 
 /// `desc` is one that the kernel takes, of at least one row.
 pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
-    const silu_mul = desc.epilogue == .silu_mul;
-    const rows, const k = .{ desc.x.shape[0], desc.weight.k };
     const weight_tiles = tileCount(desc);
     const params: Params = .{
-        .x = try tensor_map.encode2d(
-            ctx,
-            .bf16,
-            desc.x.data,
-            rows,
-            k,
-            @as(u64, k) * @sizeOf(u16),
-            tiles.tokens,
-            tiles.box_columns,
-            .b128,
-        ),
+        .x = try tiled.tokenMap(ctx, desc, tiles.tokens),
         .weight = desc.weight.data,
         .bias = desc.bias.data,
         .residual = desc.residual.data,
         .out = desc.out.data,
-        .rows = rows,
-        .columns = if (silu_mul) desc.weight.n / 2 else desc.weight.n,
+        .rows = desc.x.shape[0],
+        .columns = tiled.outputColumns(desc),
         .slabs = slabsOf(desc),
-        .silu_mul = @intFromBool(silu_mul),
+        .silu_mul = @intFromBool(desc.epilogue == .silu_mul),
         .out_f32 = @intFromBool(desc.out.dtype == .f32),
         .weight_tiles = weight_tiles,
-        .token_tiles = 1,
     };
     var config: context.LaunchConfig = .{
         .grid = .{ tiles.blocks, 1, 1 },
@@ -82,7 +68,7 @@ pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
 /// With SiLU a tile is the gate rows of half as many columns and their up rows.
 fn tileCount(desc: *const types.LinearDesc) u32 {
     const paired: u32 = if (desc.epilogue == .silu_mul) 2 else 1;
-    return access.blocks(desc.weight.n / paired, tiles.tile_rows / paired);
+    return access.blocks(tiled.outputColumns(desc), tiles.tile_rows / paired);
 }
 
 fn slabsOf(desc: *const types.LinearDesc) u32 {

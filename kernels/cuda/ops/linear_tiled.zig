@@ -142,8 +142,28 @@ pub fn linear(ctx: *Context, desc: *const types.LinearDesc) errors.Error!void {
     };
 }
 
-fn outputColumns(desc: *const types.LinearDesc) u32 {
+pub fn outputColumns(desc: *const types.LinearDesc) u32 {
     return if (desc.epilogue == .silu_mul) desc.weight.n / 2 else desc.weight.n;
+}
+
+/// Of x, in boxes of so many rows.
+pub fn tokenMap(
+    ctx: *Context,
+    desc: *const types.LinearDesc,
+    tokens: u32,
+) errors.Error!tensor_map.TensorMap {
+    const k = desc.weight.k;
+    return tensor_map.encode2d(
+        ctx,
+        .bf16,
+        desc.x.data,
+        desc.x.shape[0],
+        k,
+        @as(u64, k) * @sizeOf(u16),
+        tokens,
+        tiles.box_columns,
+        .b128,
+    );
 }
 
 fn enqueue(
@@ -155,17 +175,7 @@ fn enqueue(
     const rows = desc.x.shape[0];
     const k = desc.weight.k;
     const params: Params = .{
-        .x = try tensor_map.encode2d(
-            ctx,
-            .bf16,
-            desc.x.data,
-            rows,
-            k,
-            @as(u64, k) * @sizeOf(u16),
-            plan.shape.tokens,
-            tiles.box_columns,
-            .b128,
-        ),
+        .x = try tokenMap(ctx, desc, plan.shape.tokens),
         .weight = desc.weight.data,
         .bias = desc.bias.data,
         .residual = desc.residual.data,

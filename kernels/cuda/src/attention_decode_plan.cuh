@@ -9,12 +9,6 @@
 #pragma once
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define MD_BOTH __host__ __device__ __forceinline__
-#else
-#define MD_BOTH inline
-#endif
-
 namespace md {
 
 /// The tree. Another value gives other bits.
@@ -31,25 +25,25 @@ enum Slot : uint32_t {
   kGroupSlots = kChunkSlots + kGroupChunks - 1,  // whole groups of a job that began in another block
 };
 
-MD_BOTH uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
-MD_BOTH uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
-MD_BOTH uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+__device__ __forceinline__ uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+__device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
+__device__ __forceinline__ uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
 /// All tiles of a call, shared out over its blocks.
 struct Cut {
   uint32_t tiles, blocks;
 
-  MD_BOTH uint32_t begin(uint32_t block) const {
+  __device__ __forceinline__ uint32_t begin(uint32_t block) const {
     return fits() ? tiles * block / blocks : uint32_t(uint64_t(tiles) * block / blocks);
   }
   /// The block in whose part a tile lies.
-  MD_BOTH uint32_t owner(uint32_t tile) const {
+  __device__ __forceinline__ uint32_t owner(uint32_t tile) const {
     return fits() ? ((tile + 1) * blocks - 1) / tiles : uint32_t(((uint64_t(tile) + 1) * blocks - 1) / tiles);
   }
 
  private:
   /// Long division costs hundreds of cycles.
-  MD_BOTH bool fits() const { return tiles < (1u << 20) && blocks < (1u << 12); }
+  __device__ __forceinline__ bool fits() const { return tiles < (1u << 20) && blocks < (1u << 12); }
 };
 
 struct Job {
@@ -58,24 +52,24 @@ struct Job {
   uint32_t main_first;    // the first tile that is read of the main cache
   uint32_t main_tiles;
 
-  MD_BOTH uint32_t tiles() const { return prefix_tiles + main_tiles; }
-  MD_BOTH uint32_t prefix_chunks() const { return ceil_div(prefix_tiles, kChunkTiles); }
+  __device__ __forceinline__ uint32_t tiles() const { return prefix_tiles + main_tiles; }
+  __device__ __forceinline__ uint32_t prefix_chunks() const { return ceil_div(prefix_tiles, kChunkTiles); }
   /// Number in the main cache of the job's first main chunk.
-  MD_BOTH uint32_t main_chunk() const { return main_first / kChunkTiles; }
-  MD_BOTH uint32_t main_chunks() const {
+  __device__ __forceinline__ uint32_t main_chunk() const { return main_first / kChunkTiles; }
+  __device__ __forceinline__ uint32_t main_chunks() const {
     return main_tiles == 0 ? 0 : ceil_div(main_first + main_tiles, kChunkTiles) - main_chunk();
   }
-  MD_BOTH uint32_t chunks() const { return prefix_chunks() + main_chunks(); }
+  __device__ __forceinline__ uint32_t chunks() const { return prefix_chunks() + main_chunks(); }
 
   /// Chunk c's first tile, counted from the job's first; chunks() gives tiles().
-  MD_BOTH uint32_t chunk_tile(uint32_t c) const {
+  __device__ __forceinline__ uint32_t chunk_tile(uint32_t c) const {
     const uint32_t before = prefix_chunks();
     if (c < before) return c * kChunkTiles;
     const uint32_t at = (c - before + main_chunk()) * kChunkTiles;
     return prefix_tiles + smaller(larger(at, main_first) - main_first, main_tiles);
   }
   /// The first chunk that begins at or after a tile of the whole call.
-  MD_BOTH uint32_t chunk_from(uint32_t tile) const {
+  __device__ __forceinline__ uint32_t chunk_from(uint32_t tile) const {
     if (tile <= base) return 0;
     const uint32_t offset = tile - base;
     if (offset > (prefix_chunks() - 1) * kChunkTiles || prefix_tiles == 0) {
@@ -88,49 +82,49 @@ struct Job {
   }
 
   /// The chunks of the group that holds chunk c: [group_begin, group_end).
-  MD_BOTH uint32_t group_begin(uint32_t c) const {
+  __device__ __forceinline__ uint32_t group_begin(uint32_t c) const {
     const uint32_t before = prefix_chunks();
     if (c < before) return c / kGroupChunks * kGroupChunks;
     const uint32_t first = (c - before + main_chunk()) / kGroupChunks * kGroupChunks;
     return before + larger(first, main_chunk()) - main_chunk();
   }
-  MD_BOTH uint32_t group_end(uint32_t c) const {
+  __device__ __forceinline__ uint32_t group_end(uint32_t c) const {
     const uint32_t before = prefix_chunks();
     if (c < before) return smaller((c / kGroupChunks + 1) * kGroupChunks, before);
     const uint32_t end = ((c - before + main_chunk()) / kGroupChunks + 1) * kGroupChunks;
     return smaller(before + end - main_chunk(), chunks());
   }
   /// The number of chunk c's group in the job.
-  MD_BOTH uint32_t group(uint32_t c) const {
+  __device__ __forceinline__ uint32_t group(uint32_t c) const {
     const uint32_t before = prefix_chunks();
     if (c < before) return c / kGroupChunks;
     return ceil_div(before, kGroupChunks) + (c - before + main_chunk()) / kGroupChunks - main_chunk() / kGroupChunks;
   }
-  MD_BOTH uint32_t groups() const { return group(chunks() - 1) + 1; }
+  __device__ __forceinline__ uint32_t groups() const { return group(chunks() - 1) + 1; }
 
   /// Whether this job is folded at once where it is cut: one wait, not two, where a block's part is short.
-  MD_BOTH bool flat(const Cut& cut) const {
+  __device__ __forceinline__ bool flat(const Cut& cut) const {
     return chunks() <= kFlatChunks && cut.tiles <= 2 * kChunkTiles * cut.blocks;
   }
   /// The slot of a flat job's chunk in the block whose chunks of the job begin at `begin`. A block may have one such job's
   /// end, from the front, and another's beginning, from the back: at most seven chunks, for its part is two long.
-  MD_BOTH static uint32_t flat_slot(uint32_t begin, uint32_t c) {
+  __device__ __forceinline__ static uint32_t flat_slot(uint32_t begin, uint32_t c) {
     return begin > 0 ? kChunkSlots + c - begin : kGroupSlots - 1 - c;
   }
 
-  MD_BOTH uint32_t owner(const Cut& cut, uint32_t c) const { return cut.owner(base + chunk_tile(c)); }
+  __device__ __forceinline__ uint32_t owner(const Cut& cut, uint32_t c) const { return cut.owner(base + chunk_tile(c)); }
   /// Where the chunks of `block` begin in this job; those of block + 1 are their end.
-  MD_BOTH uint32_t begin(const Cut& cut, uint32_t block) const { return chunk_from(cut.begin(block)); }
+  __device__ __forceinline__ uint32_t begin(const Cut& cut, uint32_t block) const { return chunk_from(cut.begin(block)); }
 
   /// The first chunk of group g.
-  MD_BOTH uint32_t group_chunk(uint32_t g) const {
+  __device__ __forceinline__ uint32_t group_chunk(uint32_t g) const {
     const uint32_t before = prefix_chunks(), groups_before = ceil_div(before, kGroupChunks);
     if (g < groups_before) return g * kGroupChunks;
     const uint32_t first = (g - groups_before + main_chunk() / kGroupChunks) * kGroupChunks;
     return before + larger(first, main_chunk()) - main_chunk();
   }
   /// The slot of the group that begins at chunk c, in the block that has chunks [begin, end) of this job.
-  MD_BOTH uint32_t group_slot(uint32_t begin, uint32_t end, uint32_t c) const {
+  __device__ __forceinline__ uint32_t group_slot(uint32_t begin, uint32_t end, uint32_t c) const {
     if (group_end(c) > end) return kGroupSlot;
     const uint32_t first_whole = group_begin(begin) == begin ? group(begin) : group(begin) + 1;
     return kGroupSlots + group(c) - first_whole;

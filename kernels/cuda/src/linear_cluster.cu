@@ -1,6 +1,6 @@
 // Linear layers of 17 to 32 rows on Hopper: a stream of weights through clusters of eight blocks.
 //
-// A cluster computes a tile of 128 weight rows x all tokens of a tile together: block r takes segment r of k, so every
+// A cluster computes 128 weight rows x all tokens together: block r takes segment r of k, so every
 // block of the chip reads its share whatever the layer's shape, and no tile is cut through memory. The eight segments'
 // sums meet in shared memory: each warp sends its 16 weight rows to one of the blocks (st.async), which adds the segments
 // up in order, the order of linear_tiled.cu and linear_skinny.cu, and writes the result, while the next tile is
@@ -11,15 +11,14 @@
 namespace md {
 
 struct LinearClusterParams {
-  TensorMap x;           // (rows, k) bf16 in boxes of a tile's tokens x 64 k, 128-byte swizzle
+  TensorMap x;           // (rows, k) bf16 in boxes of kTokens x 64 k, 128-byte swizzle
   const bf16* weight;    // packed (n, k)
   const bf16* bias;      // optional (n)
   const bf16* residual;  // optional (rows, columns)
   void* out;             // (rows, columns) bf16 or f32
   uint32_t rows, columns, slabs;
   uint32_t silu_mul, out_f32;  // silu_mul: a tile is 64 columns' gate rows and their up rows
-  uint32_t weight_tiles, token_tiles;
-  uint32_t reserved;
+  uint32_t weight_tiles;
 };
 static_assert(sizeof(LinearClusterParams) == 192);
 
@@ -78,28 +77,25 @@ __device__ __forceinline__ void send(uint32_t to, float a, float b, float c, flo
 __device__ __forceinline__ void arrive_in_block(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+
 // ---- What a cluster computes -----------------------------------------------------------------------------------
 
-/// The tiles of this cluster in order; token tiles that share weights are neighbours.
+/// The weight tiles of this cluster in order.
 struct TileWalk {
-  uint32_t tile, count, clusters, token_tiles;
+  uint32_t tile, count, clusters;
   __device__ __forceinline__ explicit TileWalk(const LinearClusterParams& p)
-      : tile(blockIdx.x / kSegments), count(p.weight_tiles * p.token_tiles), clusters(gridDim.x / kSegments),
-        token_tiles(p.token_tiles) {}
+      : tile(blockIdx.x / kSegments), count(p.weight_tiles), clusters(gridDim.x / kSegments) {}
   __device__ __forceinline__ bool more() const { return tile < count; }
   __device__ __forceinline__ void next() { tile += clusters; }
-  __device__ __forceinline__ uint32_t weight_tile() const { return tile / token_tiles; }
-  __device__ __forceinline__ uint32_t token_tile() const { return tile % token_tiles; }
 };
 
 template <class S>
 __device__ __forceinline__ void produce_weights(const LinearClusterParams& p, ClusterShared<S>& shared, uint32_t begin,
                                                 uint32_t slabs, uint32_t lane) {
   const uint32_t slabs_wide = p.columns / kSlabRows;
-  const bool once = p.token_tiles == 1;
   Ring<S::kWeightStages> ring;
   for (TileWalk walk(p); walk.more(); walk.next()) {
-    const uint32_t column = p.silu_mul ? walk.weight_tile() * 4 + lane % 4 : walk.weight_tile() * 8 + lane;
+    const uint32_t column = p.silu_mul ? walk.tile * 4 + lane % 4 : walk.tile * 8 + lane;
     const uint32_t row = p.silu_mul && lane >= 4 ? slabs_wide + column : column;
     const bool mine = lane < kTileSlabs && column < slabs_wide;
     const uint32_t bytes = __popc(__ballot_sync(~0u, mine)) * kSlabBytes;
@@ -110,11 +106,7 @@ __device__ __forceinline__ void produce_weights(const LinearClusterParams& p, Cl
       __syncwarp();
       if (mine) {
         uint8_t* to = shared.weights[ring.stage] + lane * kSlabBytes;
-        if (once) {
-          bulk_load_once(to, from, kSlabBytes, &shared.weights_full[ring.stage]);
-        } else {
-          bulk_load(to, from, kSlabBytes, &shared.weights_full[ring.stage]);
-        }
+        bulk_load_once(to, from, kSlabBytes, &shared.weights_full[ring.stage]);
       }
       from += kSlabElements;
       ring.next();
@@ -130,7 +122,7 @@ __device__ __forceinline__ void produce_tokens(const LinearClusterParams& p, Clu
     for (uint32_t k = begin * kSlabK; k < (begin + slabs) * kSlabK; k += kBoxK) {
       barrier_wait(&shared.tokens_empty[ring.stage], ring.phase ^ 1);
       barrier_expect(&shared.tokens_full[ring.stage], S::kTokenBytes);
-      tensor_load(shared.tokens[ring.stage], &p.x, k, walk.token_tile() * S::kTokens, &shared.tokens_full[ring.stage]);
+      tensor_load(shared.tokens[ring.stage], &p.x, k, 0, &shared.tokens_full[ring.stage]);
       ring.next();
     }
   }
@@ -204,9 +196,9 @@ struct Adder {
     for (TileWalk walk(p); walk.more(); walk.next()) {
       if (thread == 0) barrier_expect(&shared.sums_full[ring.stage], S::kReceiveBytes);
       barrier_wait(&shared.sums_full[ring.stage], ring.phase);
-      const uint32_t token = walk.token_tile() * S::kTokens + lane % 4 * 2;
+      const uint32_t token = lane % 4 * 2;
       if (p.silu_mul) {
-        const uint32_t column = walk.weight_tile() * 64 + rank % 4 * 16 + lane / 4;
+        const uint32_t column = walk.tile * 64 + rank % 4 * 16 + lane / 4;
         for (uint32_t at = thread; at < kItems; at += kAdders * 32) {
           const float4 v = total(ring.stage, 0, at), up = total(ring.stage, 1, at);
           if (column - lane / 4 < p.columns) {
@@ -214,7 +206,7 @@ struct Adder {
           }
         }
       } else {
-        const uint32_t column = walk.weight_tile() * 128 + rank * 16 + lane / 4;
+        const uint32_t column = walk.tile * 128 + rank * 16 + lane / 4;
         for (uint32_t at = thread; at < 2 * kItems; at += kAdders * 32) {
           const float4 v = total(ring.stage, at / kItems, at % kItems);
           if (column - lane / 4 < p.columns) write(token + at / 32 * 8, column, v, {});

@@ -5,7 +5,7 @@ import { expect, test } from "bun:test";
 import { forEachKind } from "@magicdec/testkit";
 import { type Tensor, attention, attentionWorkspaceBytes, copy } from "@magicdec/tensor";
 
-/** At these sizes a kernel with such a race gave other bits in 20 to 100 % of launches. */
+/** At these sizes a kernel with such a race gave other bits in 5 % of launches with 4 rows and in all with 8. */
 const [b, length, launches] = [16, 32_032, 100];
 const [heads, kvHeads, headDim, pageSize] = [32, 8, 128, 512];
 
